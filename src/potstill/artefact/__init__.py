@@ -1,0 +1,1 @@
+"""The distilled set: images, targets and the recipe to train on them."""

@@ -1,0 +1,1 @@
+"""Augmentation policies: parameters drawn apart from applied."""

@@ -1,0 +1,40 @@
+"""Keyed randomness: every random number follows from a seed and the name of its use.
+
+Nothing in potstill reads or moves the caller's global generator. A key is a seed and any number
+of strings and integers; equal keys give equal numbers on every machine and in every order of use.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+Part = int | str
+
+
+def integer(seed: int, *key: Part) -> int:
+    """Return the 63-bit integer that belongs to (seed, *key)."""
+    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in (int(seed), *key))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+
+
+def generator(seed: int, *key: Part) -> torch.Generator:
+    """Return a fresh CPU generator for (seed, *key)."""
+    return torch.Generator().manual_seed(integer(seed, *key))
+
+
+@contextmanager
+def forked(seed: int, *key: Part) -> Iterator[None]:
+    """Seed torch's global CPU generator by the key inside the block and put it back after.
+
+    For code that can only use the global generator: constructors of networks, dropout.
+    """
+    state = torch.random.get_rng_state()
+    try:
+        torch.random.default_generator.manual_seed(integer(seed, *key))
+        yield
+    finally:
+        torch.random.set_rng_state(state)

@@ -1,0 +1,1 @@
+"""Engines that run lists of tasks: inline or in processes."""

@@ -1,0 +1,1 @@
+"""Protocols, matched baselines and scores."""

@@ -1,0 +1,1 @@
+"""Expert trajectories: their store, their training, and sources of networks."""

@@ -1,0 +1,1 @@
+"""Differentiable optimizers, unrolled training, first-order training."""

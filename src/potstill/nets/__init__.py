@@ -1,0 +1,1 @@
+"""Networks by exact name, and their parameters as one flat vector."""
