@@ -1,3 +1,45 @@
-"""potstill: distil an image data set into a few images that train a network almost as well."""
+"""potstill: distil an image data set into a few images that train a network almost as well.
+
+    import potstill
+    s = potstill.load("runs/x")           # a distilled set, with its recipe
+    model = s.train("convnet3")           # a network trained on it; takes uint8 or [0, 1] images
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from potstill.artefact import DistilledSet, load
+    from potstill.data import from_arrays, open_data
+    from potstill.evaluate import evaluate
+    from potstill.job import distill
+
+__all__ = [
+    "DistilledSet",
+    "__version__",
+    "distill",
+    "evaluate",
+    "from_arrays",
+    "load",
+    "open_data",
+]
+
+_HOMES = {
+    "DistilledSet": "potstill.artefact",
+    "load": "potstill.artefact",
+    "from_arrays": "potstill.data",
+    "open_data": "potstill.data",
+    "evaluate": "potstill.evaluate",
+    "distill": "potstill.job",
+}
+
+
+def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
+    if name not in _HOMES:
+        raise AttributeError(f"module 'potstill' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -27,9 +27,9 @@ def _sync_folder(folder: Path) -> None:
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it takes the place of `path` at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         with open(temporary, "rb") as handle:
             os.fsync(handle.fileno())
@@ -73,12 +73,11 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     A folder already at `path` is moved away first and removed after, so at every moment a reader
     finds either the old or the new one, or (between two renames) none, never a mixture.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     tag = uuid.uuid4().hex[:8]
     temporary = path.with_name(f".{path.name}.{tag}.tmp")
     old = path.with_name(f".{path.name}.{tag}.old")
-    temporary.mkdir()
     try:
+        temporary.mkdir(parents=True)
         yield temporary
         for item in temporary.rglob("*"):
             if item.is_file():

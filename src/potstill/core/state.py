@@ -65,9 +65,9 @@ def save_tree(path: Path, tree: Any) -> None:
 
     tensors: dict[str, Tensor] = {}
     skeleton = json.dumps(_split(tree, "t", tensors))
-    meta = {"skeleton": skeleton, "sha256": tensor_digest(tensors, skeleton)}
-    with replacing(path) as temporary:
-        save_file(tensors, str(temporary), metadata=meta)
+    head = json.dumps({"skeleton": skeleton, "sha256": tensor_digest(tensors, skeleton)})
+    with replacing(path) as temporary:  # one entry: safetensors writes several in random order
+        save_file(tensors, str(temporary), metadata={"potstill": head})
 
 
 def load_tree(path: Path) -> Any:
@@ -80,13 +80,13 @@ def load_tree(path: Path) -> Any:
 
     try:
         with safe_open(str(path), framework="pt") as file:
-            meta = file.metadata() or {}
+            meta = json.loads((file.metadata() or {})["potstill"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         skeleton = meta["skeleton"]
         sound = meta["sha256"] == tensor_digest(tensors, skeleton)
     except FileNotFoundError:
         raise InputError(f"There is no file {path}.") from None
-    except (SafetensorError, KeyError, OSError) as error:
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise InputError(f"{path} is truncated or not a potstill file ({error}).") from error
     if not sound:
         raise InputError(f"{path} was altered after it was written (its checksum differs).")

@@ -1,1 +1,31 @@
 """Differentiable optimizers, unrolled training, first-order training."""
+
+from potstill.functional.losses import ce, soft_ce
+from potstill.functional.optim import SGD, Adam
+from potstill.functional.train import (
+    Segment,
+    TrainSpec,
+    accuracy,
+    fit,
+    mtt_segments,
+    predict,
+)
+from potstill.functional.unroll import Batch, choose_strategy, graph_bytes, run_prefix, unroll
+
+__all__ = [
+    "SGD",
+    "Adam",
+    "Batch",
+    "Segment",
+    "TrainSpec",
+    "accuracy",
+    "ce",
+    "choose_strategy",
+    "fit",
+    "graph_bytes",
+    "mtt_segments",
+    "predict",
+    "run_prefix",
+    "soft_ce",
+    "unroll",
+]

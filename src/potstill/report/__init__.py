@@ -1,1 +1,5 @@
 """Tables and pictures for people."""
+
+from potstill.report.table import HEAD, caption, cells, markdown, rich_table, text
+
+__all__ = ["HEAD", "caption", "cells", "markdown", "rich_table", "text"]

@@ -1,0 +1,123 @@
+"""The card of a distilled set: README.md, for the people who find the folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from potstill.artefact.preview import COLUMNS, ROWS, plain
+from potstill.core.spec import to_json
+
+if TYPE_CHECKING:
+    from potstill.artefact.types import DistilledSet
+
+CARD = """# Distilled set: {data}
+
+{count} images of {channels} x {height} x {width} that stand for the training part of `{data}` \
+({classes} classes, {ipc}), made by the method {method}. They are optimised for training \
+networks, not for looking.
+
+```python
+import potstill
+model = potstill.load("path/to/this/folder").train("{net}")  # takes uint8, or float in [0, 1]
+```
+
+## Accuracy
+
+{accuracy}
+
+## Facts
+
+{facts}
+
+## Method and constants
+
+{constants}
+
+## Recipe for training on it
+
+{recipe}
+
+## Preview
+
+![The images of each class, in view space](preview.png)
+
+At most {rows} classes and {columns} images of each are shown, with normalisation undone.
+
+## Terms
+
+A distilled set inherits the licence and the terms of its source data: see those of `{data}` \
+before you share it. It is not anonymised: distilled images may reveal training images.
+"""
+
+
+def card(distilled: DistilledSet) -> str:
+    """Return the card as Markdown; it follows from the set alone."""
+    origin = distilled.origin
+    channels, height, width = distilled.shape
+    return CARD.format(
+        data=_cell(origin.data),
+        count=len(distilled),
+        channels=channels,
+        height=height,
+        width=width,
+        classes=len(distilled.classes),
+        ipc=ipc_text(distilled.ipc),
+        method=_cell(origin.method_spec.get("type", "?")),
+        net=distilled.net.name,
+        accuracy=_table(origin.measured) if origin.measured else "Not measured yet.",
+        facts=_table(_facts(distilled)),
+        constants=_table(origin.method_spec),
+        recipe=_table({"network": to_json(distilled.net), **to_json(distilled.recipe)}),
+        rows=ROWS,
+        columns=COLUMNS,
+    )
+
+
+def ipc_text(ipc: tuple[int, ...]) -> str:
+    """Return the images per class in words: "10 images per class", "1 to 10 ..."."""
+    low, high = min(ipc), max(ipc)
+    return f"{low if low == high else f'{low} to {high}'} images per class"
+
+
+def _facts(distilled: DistilledSet) -> dict[str, Any]:
+    origin, names = distilled.origin, [plain(name) for name in distilled.classes]
+    more = f" and {len(names) - ROWS} more" if len(names) > ROWS else ""
+    return {
+        "classes": ", ".join(names[:ROWS]) + more,
+        "targets": type(distilled.targets).__name__.lower(),
+        "bytes": distilled.nbytes(),
+        "normaliser": to_json(distilled.space),
+        "decoder": to_json(distilled.decode),
+        "blocks": {b.name: f"{b.start} to {b.stop}" for b in distilled.blocks},
+        "data identity": origin.identity,
+        "recipe": origin.recipe or "none (own settings)",
+        "seed": origin.seed,
+        "iteration": f"{origin.iteration} ({origin.selection})",
+        "potstill": origin.version,
+        "cost": origin.costs,
+        "parents": ", ".join(origin.parents),
+    }
+
+
+def _table(data: dict[str, Any]) -> str:
+    lines = [f"| {_cell(name)} | {_cell(value)} |" for name, value in _flat(data)]
+    return "\n".join(["| | |", "|---|---|", *lines])
+
+
+def _flat(data: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield dotted names and values; empty ones are left out, lists of numbers stay whole."""
+    for name, value in data.items():
+        if isinstance(value, list) and any(isinstance(item, (dict, list)) for item in value):
+            value = {str(i): item for i, item in enumerate(value)}
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        elif value not in ("", None, []):
+            yield prefix + name, value
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(_cell(item) for item in value)
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return plain(text).replace("`", "'").replace("|", "\\|")

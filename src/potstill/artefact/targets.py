@@ -1,0 +1,70 @@
+"""What a distilled set says about its images: hard or soft targets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from potstill.core.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class Hard:
+    """One class index per image: labels int64 [N]."""
+
+    labels: Tensor
+
+    @property
+    def values(self) -> Tensor:
+        """Return what a loss takes: int64 [N]."""
+        return self.labels
+
+    @property
+    def classes(self) -> Tensor:
+        """Return the class of each image, int64 [N]."""
+        return self.labels
+
+
+@dataclass(frozen=True, eq=False)
+class Soft:
+    """Weights of the classes per image: probabilities, floating [N, K], at least 0.
+
+    Rows need not sum to 1: learned labels of some methods weigh their image, too.
+    """
+
+    probabilities: Tensor
+
+    @property
+    def values(self) -> Tensor:
+        """Return what a loss takes: floating [N, K]."""
+        return self.probabilities
+
+    @property
+    def classes(self) -> Tensor:
+        """Return the likeliest class of each image, int64 [N]."""
+        return self.probabilities.argmax(1)
+
+
+Targets = Hard | Soft
+
+
+def check_targets(targets: Targets, count: int, classes: int) -> None:
+    """Refuse targets that do not fit that many images and classes.
+
+    Raises:
+        InputError: for another number, shape or type, and for impossible values.
+    """
+    values = targets.values
+    if len(values) != count:
+        raise InputError(f"There are {count} images but {len(values)} targets.")
+    if isinstance(targets, Hard):
+        if values.ndim != 1 or values.dtype != torch.int64:
+            raise InputError(f"Labels must be int64 [N], not {values.dtype} {list(values.shape)}.")
+        if values.min() < 0 or values.max() >= classes:
+            raise InputError(f"Labels must lie in 0 to {classes - 1}.")
+    elif values.shape != (count, classes):
+        raise InputError(f"Soft targets must be {[count, classes]}, not {list(values.shape)}.")
+    elif not bool(((values >= 0) & values.isfinite()).all()):
+        raise InputError("Soft targets must be finite and at least 0; take the softmax of logits.")

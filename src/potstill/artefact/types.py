@@ -1,0 +1,207 @@
+"""The distilled set and the records that travel with it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from potstill.artefact.targets import Hard, Targets, check_targets
+from potstill.artefact.use import Deployed, Loader, trained
+from potstill.core.errors import InputError
+from potstill.core.spec import record
+from potstill.data.normalise import MeanStd
+from potstill.data.types import DataRef
+from potstill.functional.train import TrainSpec
+from potstill.nets.spec import NetSpec
+
+
+class Decoder(Protocol):
+    """Turn stored images into training images; a record.
+
+    k images may come of each stored one: decoded image j then belongs to stored image j // k.
+    """
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Decode [N, C, H, W] to [k N, C, H', W']."""
+        ...
+
+
+@record
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """The decoder of sets whose stored images are the training images."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return the images."""
+        return images
+
+
+@record
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """A named run of images, `start` to `stop` (excluded): a stage or a prefix of the set."""
+
+    name: str
+    start: int
+    stop: int
+
+
+@record
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """Where a distilled set comes from.
+
+    `method`, `cost` and `accuracy` are JSON objects as text (`core.spec.canonical`), so a set can
+    be read where the code of its method is absent. `data` is the source as the user wrote it,
+    `identity` its hash, `iteration` the outer iteration taken, `selection` the rule that took it.
+
+    Raises:
+        InputError: if one of the three is not the text of a JSON object.
+    """
+
+    method: str
+    recipe: str | None = None
+    data: str
+    identity: str
+    seed: int
+    version: str
+    iteration: int
+    cost: str = "{}"
+    accuracy: str = "{}"
+    parents: tuple[str, ...] = ()
+    selection: str = "last"
+
+    def __post_init__(self) -> None:
+        for name in ("method", "cost", "accuracy"):
+            text = getattr(self, name)
+            try:
+                sound = isinstance(json.loads(text), dict)
+            except (TypeError, ValueError):
+                sound = False
+            if not sound:
+                raise InputError(f"{name} must be the text of a JSON object, not {text!r}.")
+
+    @property
+    def method_spec(self) -> dict[str, Any]:
+        """Return the spec of the method as plain JSON data."""
+        return json.loads(self.method)
+
+    @property
+    def costs(self) -> dict[str, Any]:
+        """Return what making the set took, by name."""
+        return json.loads(self.cost)
+
+    @property
+    def measured(self) -> dict[str, Any]:
+        """Return the accuracy measured when the set was made; empty if none was."""
+        return json.loads(self.accuracy)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DistilledSet:
+    """A few images, their targets, and all that is needed to train on them.
+
+    `images` is floating [N, C, H, W] in the space of `space` (model input); `recipe` holds the
+    learned step size; `net` is the network that the set was made with.
+
+    Raises:
+        InputError: for images, targets, loss or blocks that do not fit together or are not finite.
+    """
+
+    images: Tensor
+    targets: Targets
+    space: MeanStd
+    recipe: TrainSpec
+    net: NetSpec
+    classes: tuple[str, ...]
+    ref: DataRef
+    origin: Provenance
+    decode: Decoder = Identity()
+    blocks: tuple[Block, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_images(self.images, self.space)
+        check_targets(self.targets, len(self.images), len(self.classes))
+        wanted = "ce" if isinstance(self.targets, Hard) else "soft_ce"
+        if self.recipe.loss != wanted:
+            kind = type(self.targets).__name__
+            raise InputError(f"{kind} targets need loss {wanted!r}, not {self.recipe.loss!r}.")
+        for block in self.blocks:
+            if not 0 <= block.start < block.stop <= len(self):
+                raise InputError(f"{block} does not lie within the {len(self)} images.")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Return channels, height and width of a stored image."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
+    @property
+    def ipc(self) -> tuple[int, ...]:
+        """Return the number of images of each class, in the order of `classes`."""
+        counts = torch.bincount(self.targets.classes.cpu(), minlength=len(self.classes))
+        return tuple(counts.tolist())
+
+    def view(self) -> Tensor:
+        """Return the stored images for looking: [N, C, H, W], clipped to [0, 1]."""
+        return self.space.inverse(self.images).clamp(0, 1)
+
+    def decoded(self) -> tuple[Tensor, Tensor]:
+        """Return the training images (normalised) and their targets, one row each."""
+        images, targets = self.decode(self.images), self.targets.values
+        return images, targets.repeat_interleave(len(images) // len(self), dim=0)
+
+    def loader(self, *, batch_size: int = 256, shuffle: bool = True, seed: int = 0) -> Loader:
+        """Return batches (images, targets) for a training loop of one's own.
+
+        Images are normalised and decoded but not augmented; each pass has its own order.
+        """
+        images, targets = self.decoded()
+        return Loader(images, targets, batch_size=batch_size, shuffle=shuffle, seed=seed)
+
+    def train(self, net: str | NetSpec = "convnet3", *, seed: int = 0) -> Deployed:
+        """Train a fresh network by the recipe of the set, on the device of its images.
+
+        A name stands for the defaults of that network, or, if the set was made with a network of
+        that name, for the options used then. Returns a module that takes pictures: uint8, or
+        float in [0, 1].
+        """
+        if isinstance(net, str):
+            net = self.net if net == self.net.name else NetSpec(name=net)
+        images, targets = self.decoded()
+        classes = len(self.classes)
+        return trained(net, self.recipe, self.space, images, targets, classes=classes, seed=seed)
+
+    def save(self, path: str | Path) -> None:
+        """Write the set as a folder; see `potstill.artefact.files.save`."""
+        from potstill.artefact.files import save
+
+        save(self, path)
+
+    def nbytes(self) -> dict[str, int]:
+        """Return the bytes of images, targets and normaliser."""
+        return {
+            "images": self.images.nbytes,
+            "targets": self.targets.values.nbytes,
+            "normaliser": self.space.nbytes(),
+        }
+
+
+def _check_images(images: Tensor, space: MeanStd) -> None:
+    if images.ndim != 4 or not images.is_floating_point() or 0 in images.shape:
+        found = f"{images.dtype} {list(images.shape)}"
+        raise InputError(f"Distilled images must be floating [N, C, H, W], not {found}.")
+    if len(space.mean) != images.shape[1]:
+        channels = f"{len(space.mean)} channels, the images have {images.shape[1]}"
+        raise InputError(f"The normaliser has {channels}.")
+    bad = int((~images.isfinite()).flatten(1).any(1).sum())
+    if bad:
+        raise InputError(f"{bad} of the {len(images)} distilled images hold NaN or infinity.")

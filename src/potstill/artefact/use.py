@@ -1,0 +1,107 @@
+"""Using a distilled set: batches for one's own loop, and a network trained by its recipe."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from potstill.core.errors import InputError
+from potstill.core.keys import generator
+from potstill.data.normalise import MeanStd
+from potstill.functional.train import TrainSpec, fit
+from potstill.nets.flat import FlatNet
+from potstill.nets.spec import NetSpec, build
+
+
+class Loader:
+    """Batches of resident tensors; pass e is ordered by the key (seed, "loader", e).
+
+    It owns one number, `epoch`: the passes begun so far (set it to repeat or to resume).
+    """
+
+    def __init__(
+        self, images: Tensor, targets: Tensor, *, batch_size: int, shuffle: bool, seed: int
+    ) -> None:
+        if batch_size < 1:
+            raise InputError(f"batch_size must be at least 1, not {batch_size}.")
+        self.images, self.targets = images, targets
+        self.batch_size, self.shuffle, self.seed, self.epoch = batch_size, shuffle, seed, 0
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.images) / self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        order = torch.arange(len(self.images))
+        if self.shuffle:
+            key = generator(self.seed, "loader", self.epoch)
+            order = torch.randperm(len(self.images), generator=key)
+        self.epoch += 1
+        batches = order.to(self.images.device).split(self.batch_size)
+        return ((self.images[rows], self.targets[rows]) for rows in batches)
+
+
+class Deployed(nn.Module):
+    """A trained network with its normaliser in front: pictures in, logits out.
+
+    Pictures are uint8, or floating in [0, 1], [N, C, H, W].
+
+    Raises:
+        InputError: for pictures that cannot be in that range (normalised ones, floats to 255).
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, net: nn.Module, space: MeanStd) -> None:
+        super().__init__()
+        first = next(net.parameters())
+        for name, numbers in (("mean", space.mean), ("std", space.std)):
+            value = torch.tensor(numbers, dtype=first.dtype, device=first.device)
+            self.register_buffer(name, value.view(1, -1, 1, 1))
+        self.net = net
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Return logits [N, K]."""
+        if pictures.dtype == torch.uint8:
+            x = pictures.to(self.mean.dtype) / 255
+        elif pictures.is_floating_point():
+            _check_range(pictures)
+            x = pictures.to(self.mean.dtype)
+        else:
+            raise InputError(f"Pictures must be uint8 or float in [0, 1], not {pictures.dtype}.")
+        return self.net((x - self.mean) / self.std)
+
+
+def _check_range(pictures: Tensor) -> None:
+    """Refuse what is far outside [0, 1]; resizing may overshoot a little."""
+    if torch.compiler.is_compiling() or not pictures.numel():
+        return
+    low, high = (float(value) for value in pictures.detach().aminmax())
+    if low < -0.5 or high > 1.5:
+        raise InputError(
+            f"Float pictures must lie in [0, 1], not {low:.3g} to {high:.3g}; "
+            "give them as they are, the model normalises them itself."
+        )
+
+
+def trained(
+    net: NetSpec,
+    recipe: TrainSpec,
+    space: MeanStd,
+    images: Tensor,
+    targets: Tensor,
+    *,
+    classes: int,
+    seed: int,
+) -> Deployed:
+    """Build a network and fit it to normalised images by the recipe; return it for pictures."""
+    channels, height, width = images.shape[1:]
+    fresh = build(
+        net, channels=channels, size=(height, width), classes=classes, seed=seed, key=("train",)
+    )
+    flat = FlatNet(fresh.to(images.device))
+    theta = fit(flat, flat.theta0, images, targets, recipe, seed=seed, key=("train",))
+    return Deployed(flat.load(theta), space).eval()

@@ -1,0 +1,224 @@
+"""Differentiable siamese augmentation: colour, crop, cutout, flip, scale and rotate.
+
+Source: Zhao and Bilen, "Dataset Condensation with Differentiable Siamese Augmentation", ICML 2021
+(arXiv:2102.08259). The numbers are drawn on the CPU, apart from their use: `apply` is a pure
+function of images and parameters, so a step can be replayed exactly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from potstill.core.errors import InputError, unknown
+from potstill.core.spec import record
+
+COLUMNS = (
+    *("brightness", "saturation", "contrast"),  # shift, factor, factor
+    *("crop_y", "crop_x"),  # translation in whole pixels: row i shows row i + crop_y
+    *("cutout_y", "cutout_x"),  # offset of the box in whole pixels
+    "flip",  # 1 for a mirrored image, 0 else
+    *("scale_y", "scale_x"),  # below 1 zooms in
+    "angle",  # degrees
+)
+"""What the columns of `DSAParams.values` mean."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DSAParams:
+    """The parameters of one call: the operations, in order, and a row of numbers per image."""
+
+    ops: tuple[str, ...]
+    values: Tensor
+    """float64 [n, len(COLUMNS)]."""
+
+    def to(self, device: torch.device | str) -> DSAParams:
+        """Return the same parameters on a device."""
+        return replace(self, values=self.values.to(device))
+
+
+@record
+@dataclass(frozen=True, kw_only=True)
+class DSA:
+    """The policy `dsa`; every method of the family uses these formulas.
+
+    Mode "S" does one operation of the strategy per call, drawn uniformly for the whole batch;
+    mode "M" does all, in the order of the strategy. With `siamese` all images take the parameters
+    of image 0, so that two batches of any sizes share them if their generators are equal.
+
+    Raises:
+        InputError: for an unknown operation or mode, or a constant out of its range.
+
+    Differs: the original's noise ratio (.05) is left out, since no operation reads it; siamese
+        batches share by equal generators, not by a running seed of the global one.
+    """
+
+    strategy: str = "color_crop_cutout_flip_scale_rotate"
+    mode: Literal["S", "M"] = "S"
+    siamese: bool = False
+    brightness: float = 1.0
+    """Width of the range of shifts: [-b/2, b/2]."""
+    saturation: float = 2.0
+    """Largest factor; the smallest is 0."""
+    contrast: float = 0.5
+    """Smallest factor; the largest is 1 more."""
+    crop_pad: float = 0.125
+    """Largest translation, as a fraction of the side."""
+    cutout: float = 0.5
+    """Side of the box, as a fraction of the side of the image."""
+    flip_prob: float = 0.5
+    scale_ratio: float = 1.2
+    """Factors lie between 1/ratio and ratio."""
+    rotate: float = 15.0
+    """Largest angle, in degrees."""
+
+    def __post_init__(self) -> None:
+        for name in self.ops:
+            if name not in _OPERATIONS:
+                raise unknown("operation of the augmentation strategy", name, _OPERATIONS)
+        if self.mode not in ("S", "M"):
+            raise InputError(f"The mode of augmentation is 'S' or 'M', not {self.mode!r}.")
+        for name in ("crop_pad", "cutout", "flip_prob"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} lies between 0 and 1, not at {getattr(self, name)}.")
+        if self.scale_ratio < 1:
+            raise InputError(f"scale_ratio is at least 1, not {self.scale_ratio}.")
+
+    @property
+    def ops(self) -> tuple[str, ...]:
+        """Return the operations of the strategy, in order."""
+        return tuple(self.strategy.split("_"))
+
+    def sample(self, n: int, shape: tuple[int, int, int], generator: torch.Generator) -> DSAParams:
+        """Draw the parameters for n images of shape (C, H, W) on the CPU.
+
+        The numbers drawn do not depend on the strategy, and image 0 gets the same for every n.
+        """
+        ops = self.ops
+        if self.mode == "S":
+            ops = (ops[int(torch.randint(len(ops), (), generator=generator, device="cpu"))],)
+        u = torch.rand(
+            (1 if self.siamese else n, len(COLUMNS)),
+            generator=generator,
+            dtype=torch.float64,
+            device="cpu",
+        )
+        draw = dict(zip(COLUMNS, u.unbind(1), strict=True))
+        values = {
+            "brightness": (draw["brightness"] - 0.5) * self.brightness,
+            "saturation": draw["saturation"] * self.saturation,
+            "contrast": draw["contrast"] + self.contrast,
+            "flip": (draw["flip"] < self.flip_prob).double(),
+            "angle": (2 * draw["angle"] - 1) * self.rotate,
+        }
+        low, high = 1 / self.scale_ratio, self.scale_ratio
+        for axis, side in (("y", shape[1]), ("x", shape[2])):
+            pad, box = _pixels(side, self.crop_pad), _pixels(side, self.cutout)
+            offsets = side + 1 - box % 2
+            values[f"crop_{axis}"] = (draw[f"crop_{axis}"] * (2 * pad + 1)).floor() - pad
+            values[f"cutout_{axis}"] = (draw[f"cutout_{axis}"] * offsets).floor()
+            values[f"scale_{axis}"] = low + draw[f"scale_{axis}"] * (high - low)
+        packed = torch.stack([values[name] for name in COLUMNS], dim=1)
+        return DSAParams(ops=ops, values=packed.expand(n, -1))
+
+    def apply(self, x: Tensor, params: DSAParams) -> Tensor:
+        """Return the augmented images, contiguous, of the shape [n, C, H, W] and type of x.
+
+        Differentiable with respect to x: twice for all operations but scale and rotate.
+        """
+        values = dict(zip(COLUMNS, params.values.to(x.device).unbind(1), strict=True))
+        for name in params.ops:
+            x = _OPERATIONS[name](self, x, values)
+        return x.contiguous()
+
+
+_Values = Mapping[str, Tensor]
+
+
+def _pixels(side: int, fraction: float) -> int:
+    return math.floor(side * fraction + 0.5)
+
+
+def _color(_: DSA, x: Tensor, v: _Values) -> Tensor:
+    """Do brightness, saturation, contrast, in that order, as one affine map.
+
+    With shift b, factors s and k, m the mean of x over channels and M over the whole image, the
+    three formulas in a row give k s x + (k - k s) m + (1 - k) M + b.
+    """
+    b, s, k = (
+        v[name].to(x.dtype)[:, None, None, None]
+        for name in ("brightness", "saturation", "contrast")
+    )
+    m = x.mean(1, keepdim=True)
+    return torch.addcmul((k - k * s) * m + (1 - k) * m.mean((2, 3), keepdim=True) + b, x, k * s)
+
+
+def _crop(policy: DSA, x: Tensor, v: _Values) -> Tensor:
+    """Translate by whole pixels; what comes from outside is zero.
+
+    A gather from the padded image: measured faster than index arithmetic by advanced indexing and
+    than products with shift matrices, and each source pixel is read at most once, so the backward
+    adds nothing up and is deterministic.
+    """
+    n, c, h, w = x.shape
+    pad_y, pad_x = _pixels(h, policy.crop_pad), _pixels(w, policy.crop_pad)
+    padded = F.pad(x, (pad_x, pad_x, pad_y, pad_y))
+    rows = torch.arange(h, device=x.device) + v["crop_y"].long()[:, None] + pad_y
+    columns = torch.arange(w, device=x.device) + v["crop_x"].long()[:, None] + pad_x
+    index = (rows[:, :, None] * (w + 2 * pad_x) + columns[:, None, :]).view(n, 1, h * w)
+    return padded.flatten(2).gather(2, index.expand(n, c, h * w)).view(n, c, h, w)
+
+
+def _cutout(policy: DSA, x: Tensor, v: _Values) -> Tensor:
+    """Zero the box of rows (and columns) i + o - floor(k/2), i < k, as far as it lies inside.
+
+    The original clamps these indices to the image; for every offset o that can be drawn the box
+    touches the image, so clamping and truncating give the same rows.
+    """
+
+    def inside(side: int, offset: Tensor) -> Tensor:
+        k = _pixels(side, policy.cutout)
+        i = torch.arange(side, device=x.device) - offset[:, None] + k // 2
+        return (i >= 0) & (i < k)
+
+    rows, columns = inside(x.shape[2], v["cutout_y"]), inside(x.shape[3], v["cutout_x"])
+    return x.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0)
+
+
+def _flip(_: DSA, x: Tensor, v: _Values) -> Tensor:
+    columns = torch.arange(x.shape[3], device=x.device)
+    index = torch.where(v["flip"].bool()[:, None], columns.flip(0), columns)
+    return x.gather(3, index[:, None, None, :].expand(x.shape))
+
+
+def _sampled(x: Tensor, *theta: Tensor) -> Tensor:
+    """Sample x at theta (x', y') for the four entries of theta, each [n], in row order."""
+    matrix = F.pad(torch.stack(theta, dim=1).view(-1, 2, 2), (0, 1)).to(x.dtype)
+    grid = F.affine_grid(matrix, list(x.shape), align_corners=True)
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
+
+
+def _scale(_: DSA, x: Tensor, v: _Values) -> Tensor:
+    zero = torch.zeros_like(v["scale_x"])
+    return _sampled(x, v["scale_x"], zero, zero, v["scale_y"])
+
+
+def _rotate(_: DSA, x: Tensor, v: _Values) -> Tensor:
+    angle = v["angle"].deg2rad()
+    return _sampled(x, angle.cos(), -angle.sin(), angle.sin(), angle.cos())
+
+
+_OPERATIONS: dict[str, Callable[[DSA, Tensor, _Values], Tensor]] = {
+    "color": _color,
+    "crop": _crop,
+    "cutout": _cutout,
+    "flip": _flip,
+    "scale": _scale,
+    "rotate": _rotate,
+}

@@ -1,0 +1,168 @@
+"""Work as a list of tasks named by the hash of their spec, run inline or in worker processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from potstill.core.errors import InputError, WorkError, unknown
+from potstill.core.store import Store
+
+ENGINES = ("inline", "processes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tasks:
+    """A top-level function over frozen specs; `context` (paths) is no part of a task's name.
+
+    `fn(spec, context, folder)` writes its outputs in `folder`. A spec with a field `threads` is
+    run with that many torch threads, any other with the caller's number.
+    """
+
+    kind: str
+    fn: Callable[[Any, dict[str, str], Path], None]
+    specs: tuple[Any, ...]
+    context: dict[str, str] = field(default_factory=dict)
+    label: str = "task"
+
+
+def run_tasks(
+    tasks: Tasks,
+    store: Store,
+    *,
+    engine: str = "inline",
+    workers: int = 1,
+    on_done: Callable[[int, int], None] | None = None,
+) -> list[Path]:
+    """Run what is not finished yet and return the folder of every spec, in the order of specs.
+
+    The results do not depend on engine and workers. `on_done(finished, all)` is called after each
+    task, finished ones included. After a failure no new task starts, those under way are finished
+    and kept. An interrupt ends the workers and keeps what is finished.
+
+    Raises:
+        InputError: for an unknown engine, a wrong number of workers, or as a task raised it.
+        WorkError: if a task failed or a worker died; names the task.
+    """
+    if engine not in ENGINES:
+        raise unknown("engine", engine, ENGINES)
+    if workers < 1 or (engine == "inline" and workers > 1):
+        raise InputError(
+            f"workers={workers} does not fit engine {engine!r}: "
+            "'inline' has 1, 'processes' 1 or more."
+        )
+    paths = [store.path(tasks.kind, spec) for spec in tasks.specs]
+    first = {path: place for place, path in reversed(list(enumerate(paths)))}
+    places = sorted(p for p in first.values() if not store.has(tasks.kind, tasks.specs[p]))
+    jobs = [
+        partial(
+            _do,
+            tasks.fn,
+            tasks.specs[place],
+            tasks.context,
+            store,
+            tasks.kind,
+            name=f"{tasks.label} {place + 1} of {len(paths)} ({paths[place].name})",
+            threads=getattr(tasks.specs[place], "threads", None) or torch.get_num_threads(),
+        )
+        for place in places
+    ]
+    finished = len(first) - len(jobs)
+
+    def tick() -> None:
+        nonlocal finished
+        finished += 1
+        if on_done is not None:
+            on_done(finished, len(first))
+
+    if jobs and engine == "inline":
+        for job in jobs:
+            job()
+            tick()
+    elif jobs:
+        _in_processes(jobs, min(workers, len(jobs)), tick)
+    return paths
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(number)
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _do(
+    fn: Callable[[Any, dict[str, str], Path], None],
+    spec: Any,
+    context: dict[str, str],
+    store: Store,
+    kind: str,
+    *,
+    name: str,
+    threads: int,
+) -> None:
+    """Do one task and file its result; a failure comes out as InputError or WorkError."""
+    try:
+        with _threads(threads):
+            store.put(kind, spec, lambda folder: fn(spec, context, folder))
+    except (InputError, WorkError) as error:
+        raise type(error)(f"{name}: {error}") from error
+    except Exception as error:
+        raise WorkError(f"{name} failed: {type(error).__name__}: {error}") from error
+
+
+def _in_worker(job: Callable[[], None]) -> None:
+    try:
+        job()
+    except SystemExit:  # asked to stop: the unfinished folder is removed by now
+        os._exit(1)
+
+
+def _obey_parent_only() -> None:
+    """Leave Ctrl-C to the parent; let its SIGTERM unwind, so that no temporary folder stays."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+
+
+def _in_processes(jobs: list[partial[None]], workers: int, tick: Callable[[], None]) -> None:
+    failure: BaseException | None = None
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=_obey_parent_only)
+    try:
+        futures = [pool.submit(_in_worker, job) for job in jobs]
+        for future in as_completed(futures):
+            error = None if future.cancelled() else future.exception()
+            if error is not None and failure is None:
+                failure = error
+                for other in futures:
+                    other.cancel()
+            elif error is None and not future.cancelled():
+                tick()
+    except BaseException:
+        for process in list((pool._processes or {}).values()):
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+    if isinstance(failure, BrokenProcessPool):
+        raise WorkError(
+            "A worker process died (out of memory, killed, or a script that starts potstill "
+            "without `if __name__ == '__main__':`)."
+        ) from failure
+    if failure is not None:
+        raise failure

@@ -1,0 +1,76 @@
+"""Results: rows of accuracies over networks, with spread and interval, as JSON lines."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of a result: a training set, a network, and its test accuracies (fractions)."""
+
+    name: str
+    net: str
+    accuracies: tuple[float, ...]
+    """Test accuracy of each network, last epoch."""
+    validation: float
+    """Mean accuracy on the validation part; steps are chosen by it."""
+    mean: float
+    std: float | None
+    """Standard deviation as the protocol counts it; None for one network."""
+    ci95: float | None
+    """Half-width of the 95 % interval of the mean (Student t, ddof 1); None for one network."""
+    n: int
+    lr: float
+    protocol: str
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What an evaluation found and what it cost."""
+
+    rows: tuple[Row, ...]
+    protocol: str
+    data: str
+    """Source of the real images, as the user wrote it."""
+    identity: str
+    """Identity hash of the real images."""
+    nbytes: dict[str, int]
+    """Bytes of the distilled set by part."""
+    cpu_seconds: float
+    """CPU seconds of all trainings behind the rows and the choice of steps."""
+
+    def row(self, name: str, net: str | None = None) -> Row | None:
+        """Return the first row of that name (and network), if there is one."""
+        found = (r for r in self.rows if r.name == name and net in (None, r.net))
+        return next(found, None)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as plain JSON data."""
+        return json.loads(json.dumps(asdict(self), allow_nan=False))
+
+    def lines(self) -> list[str]:
+        """Return one JSON text a row, each complete in itself (eval.jsonl)."""
+        head = {"data": self.data, "identity": self.identity, "nbytes": self.nbytes}
+        return [json.dumps({**asdict(row), **head}, allow_nan=False) for row in self.rows]
+
+
+def spread(accuracies: Sequence[float], *, ddof: int) -> tuple[float, float | None, float | None]:
+    """Return mean, std and the half-width of the 95 % Student t interval of the mean.
+
+    The interval always rests on the sample variance (ddof 1); std and interval are None where
+    they do not exist (one network).
+    """
+    from scipy.stats import t
+
+    n, mean = len(accuracies), statistics.fmean(accuracies)
+    if n < 2:
+        return mean, None, None
+    sample = statistics.stdev(accuracies)
+    std = sample if ddof == 1 else statistics.pstdev(accuracies)
+    return mean, std, float(t.ppf(0.975, n - 1)) * sample / n**0.5

@@ -1,0 +1,85 @@
+"""Network sources: where the network of an outer step comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from potstill.core.errors import InputError
+from potstill.core.keys import generator
+from potstill.experts.store import Trajectory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """A network to start from and, for trajectory matching, the parameters to arrive at."""
+
+    theta: Tensor
+    target: Tensor | None
+    expert: int
+    epoch: int
+
+
+class NetworkSource(Protocol):
+    """Where a method draws its networks; a pure function of seed and iteration."""
+
+    def draw(self, seed: int, it: int) -> Draw:
+        """Return the network of outer step `it`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """Draw an expert and a start epoch s ~ U{0..T-1}; the target lies M epochs later.
+
+    Every expert is used once in each round of as many steps as there are experts.
+
+    Differs: the original shuffles files of ten experts and the experts within a file; here one
+    permutation of all experts is drawn a round (the same distribution of each step's expert).
+    """
+
+    experts: tuple[Trajectory, ...]
+    start_epochs: int
+    span: int
+
+    @classmethod
+    def open(cls, folders: Sequence[Path], *, start_epochs: int, span: int) -> Trajectories:
+        """Open finished experts.
+
+        Raises:
+            InputError: if the window start_epochs - 1 + span reads past the last snapshot.
+        """
+        experts = tuple(Trajectory(folder) for folder in folders)
+        last = min(expert.shape[0] for expert in experts) - 1
+        check_window(start_epochs=start_epochs, span=span, epochs=last)
+        return cls(experts, start_epochs, span)
+
+    def draw(self, seed: int, it: int) -> Draw:
+        """Return start and target parameters of outer step `it`."""
+        rounds, place = divmod(it, len(self.experts))
+        order = torch.randperm(len(self.experts), generator=generator(seed, "experts", rounds))
+        expert = int(order[place])
+        chance = generator(seed, "start", it)
+        epoch = int(torch.randint(self.start_epochs, (), generator=chance))
+        rows = self.experts[expert]
+        return Draw(
+            theta=rows.row(epoch), target=rows.row(epoch + self.span), expert=expert, epoch=epoch
+        )
+
+
+def check_window(*, start_epochs: int, span: int, epochs: int) -> None:
+    """Refuse a window of start epochs that needs more epochs than experts have."""
+    if start_epochs < 1 or span < 1:
+        raise InputError(
+            f"max_start_epoch and expert_epochs must be at least 1, not {start_epochs} and {span}."
+        )
+    if start_epochs - 1 + span > epochs:
+        raise InputError(
+            f"Start epochs up to {start_epochs - 1} with targets {span} epochs later need experts "
+            f"of {start_epochs - 1 + span} epochs; these have {epochs}."
+        )

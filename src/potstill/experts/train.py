@@ -1,0 +1,143 @@
+"""Train experts: real-data networks whose parameters are kept after every epoch.
+
+Source: Cazenavette et al., Dataset Distillation by Matching Training Trajectories, CVPR 2022
+(arXiv 2203.11932), section 3.2.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from potstill.augment import DSA
+from potstill.core.errors import InputError, WorkError
+from potstill.core.spec import record
+from potstill.data import DataRef, DataSet, MeanStd, reopen
+from potstill.engine import Tasks
+from potstill.experts.store import write_trajectory
+from potstill.functional import SGD, Segment, TrainSpec, accuracy, fit
+from potstill.nets import FlatNet, NetSpec, build
+
+
+@record
+@dataclass(frozen=True, kw_only=True)
+class ExpertPlan:
+    """How many experts are trained, and how."""
+
+    count: int = 100
+    """Number of experts."""
+    epochs: int = 50
+    """Epochs of real data an expert sees."""
+    lr: float = 0.01
+    """Step size."""
+    momentum: float = 0.0
+    """Momentum of SGD."""
+    weight_decay: float = 0.0
+    """Weight decay of SGD."""
+    batch: int = 256
+    """Images a step; the last, partial batch of an epoch is kept."""
+    augment: DSA | None = DSA()
+    """Augmentation of the real images."""
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or self.epochs < 1:
+            raise InputError(
+                f"An expert plan needs at least 1 expert of 1 epoch, not {self.count} of "
+                f"{self.epochs}."
+            )
+
+
+@record
+@dataclass(frozen=True, kw_only=True)
+class ExpertSpec:
+    """One expert: everything that its trajectory depends on."""
+
+    data: DataRef
+    space: MeanStd
+    net: NetSpec
+    train: TrainSpec
+    seed: int
+    index: int
+    threads: int
+
+
+def expert_tasks(
+    plan: ExpertPlan, data: DataSet, space: MeanStd, net: NetSpec, *, seed: int, threads: int
+) -> Tasks:
+    """Return one task an expert; expert k of a seed is the same however many there are."""
+    optimizer = SGD(momentum=plan.momentum, weight_decay=plan.weight_decay)
+    train = TrainSpec(
+        lr=plan.lr,
+        segments=(Segment(epochs=plan.epochs),),
+        batch=plan.batch,
+        optimizer=optimizer,
+        augment=plan.augment,
+    )
+    specs = tuple(
+        ExpertSpec(
+            data=data.ref, space=space, net=net, train=train, seed=seed, index=k, threads=threads
+        )
+        for k in range(plan.count)
+    )
+    return Tasks(kind="experts", fn=train_expert, specs=specs, label="experts")
+
+
+def train_expert(spec: ExpertSpec, context: dict[str, str], folder: Path) -> None:
+    """Train one expert and write its trajectory (row 0 = initial weights) into the folder.
+
+    Differs: the original aliases all snapshots when it runs on a CPU; here each row is a copy.
+
+    Raises:
+        WorkError: if the parameters stop being finite.
+    """
+    data = reopen(spec.data)
+    net = FlatNet(
+        build(
+            spec.net,
+            channels=data.channels,
+            size=data.size,
+            classes=data.n_classes,
+            seed=spec.seed,
+            key=("expert", spec.index),
+        )
+    )
+    rows = torch.empty(spec.train.epochs + 1, net.numel)
+    rows[0] = net.theta0
+    losses: list[float] = []
+
+    def keep(epoch: int, theta: Tensor, loss: float) -> None:
+        rows[epoch + 1] = theta
+        losses.append(loss)
+
+    clock, cpu = time.perf_counter(), time.process_time()
+    theta = fit(
+        net,
+        net.theta0,
+        data.train.pixels,
+        data.train.labels,
+        spec.train,
+        seed=spec.seed,
+        key=("expert", spec.index),
+        prepare=spec.space.forward,
+        on_epoch=keep,
+    )
+    if not bool(torch.isfinite(rows).all()):
+        raise WorkError(
+            f"Expert {spec.index} diverged; lower its step size (now {spec.train.lr:g})."
+        )
+    validation = accuracy(
+        net, theta, data.val.pixels, data.val.labels, prepare=spec.space.forward
+    )
+    facts = {
+        "train_loss": losses,
+        "validation_accuracy": validation,
+        "parameters": [[n, list(s)] for n, s in zip(net.names, net.shapes, strict=True)],
+        "torch": torch.__version__,
+        "seconds": time.perf_counter() - clock,
+        "cpu_seconds": time.process_time() - cpu,
+    }
+    write_trajectory(folder, rows, facts)

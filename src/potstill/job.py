@@ -1,0 +1,175 @@
+"""The main job from Python: distil, score, compare with what was published."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from potstill.artefact import DistilledSet, load, remember
+from potstill.core.errors import InputError
+from potstill.core.files import write_text
+from potstill.core.log import Quiet, Reporter
+from potstill.core.spec import canonical
+from potstill.data import DataSet, open_data
+from potstill.engine import Tasks
+from potstill.evaluate import Features, Result, evaluate, net_features
+from potstill.experts import Trajectory
+from potstill.functional import Segment, TrainSpec
+from potstill.methods import METHODS, Plan
+from potstill.nets import NetSpec
+from potstill.recipes import Recipe, scaled
+from potstill.run import Run, Where, distil, open_run_data, preflight, read_run, recorded_plan
+
+
+def distill(
+    data: str | DataSet,
+    *,
+    ipc: int,
+    method: object = "mtt",
+    out: str | Path,
+    net: NetSpec | None = None,
+    seed: int = 0,
+    scale: str = "full",
+    where: Where | None = None,
+    report: Reporter | None = None,
+) -> DistilledSet:
+    """Distil images and return the set; a run already in `out` is continued.
+
+    Args:
+        data: a source such as "folder:DIR", or what `potstill.from_arrays` returned.
+        ipc: distilled images per class.
+        method: a method's name, or its dataclass with settings, e.g. `MTT(iterations=300)`.
+        out: folder of the run.
+        net: network to distil with; a ConvNet of fitting depth by default.
+        seed: seed of everything random.
+        scale: counts of the method: "full", "cpu" or "smoke".
+        where: engine, workers, store.
+        report: where progress goes; nowhere by default.
+
+    Raises:
+        InputError: for bad settings or data.
+        WorkError: if the work failed.
+    """
+    spec = METHODS.get(method)() if isinstance(method, str) else method
+    source = data if isinstance(data, str) else f"cached:{data.ref.identity}"
+    validation = 0.1 if isinstance(data, str) else data.ref.validation
+    limit = None if isinstance(data, str) else data.ref.limit
+    run = Run(
+        method=spec,
+        data=source,
+        ipc=ipc,
+        net=net or NetSpec(name="auto"),
+        seed=seed,
+        validation=validation,
+        limit=limit,
+    )
+    return distil(scaled(run, scale), Path(out), where=where, report=report)
+
+
+def score(
+    path: str | Path,
+    *,
+    data: str | None = None,
+    nets: Sequence[str] = (),
+    seeds: int | None = None,
+    protocol: str = "strict",
+    baselines: bool = True,
+    whole: bool = False,
+    where: Where | None = None,
+    report: Reporter | None = None,
+) -> Result:
+    """Evaluate a set or run; beside a run, keep the rows (eval.jsonl) and remember the number.
+
+    k-means looks at the features of the run's first expert where there is one, else at pixels.
+
+    Raises:
+        InputError: for a folder that is neither, or data that are not those of the set.
+    """
+    where, report, path = where or Where(), report or Quiet(), Path(path)
+    s = load(path)
+    run = read_run(path) if (path / "config.json").is_file() else None
+    real = _real(s, run, data)
+    features = plan = None
+    if run is not None and real is not None:
+        plan = recorded_plan(path)
+        features = _expert_features(run, real, plan, where)
+    with report.phase("evaluating", 1) as advance:
+        result = evaluate(
+            path / "distilled" if run is not None else path,
+            data=real,
+            nets=nets or None,
+            protocol=protocol,
+            seeds=seeds,
+            baselines=baselines,
+            whole=whole_recipe() if whole else None,
+            features=features,
+            store=where.open_store(),
+            engine=where.engine,
+            workers=where.workers,
+            threads=1 if plan is None else plan.threads,
+            on_done=lambda done, total: advance(done, total=total),
+        )
+    if run is not None:
+        write_text(path / "eval.jsonl", "".join(line + "\n" for line in result.lines()))
+        row = result.row("distilled")
+        if row is not None:
+            kept = {"mean": row.mean, "std": row.std, "n": row.n, "net": row.net}
+            remember(path / "distilled", {**kept, "protocol": row.protocol})
+    return result
+
+
+def whole_recipe() -> TrainSpec:
+    """Return how networks are trained on the whole real set for comparison."""
+    segments = (Segment(epochs=30), Segment(epochs=10, lr_scale=0.1, optimizer="carried"))
+    return TrainSpec(lr=0.01, segments=segments, batch=64)
+
+
+def verdict(recipe: Recipe, run: Run, path: Path) -> str:
+    """Compare a run with the published number: met, below, or not comparable (reason)."""
+    lines = [json.loads(line) for line in (path / "eval.jsonl").read_text().splitlines()]
+    row = next(line for line in lines if line["name"] == "distilled")
+    got = f"{100 * row['mean']:.2f} ± {100 * (row['std'] or 0):.2f} % (n = {row['n']})"
+    spread = 0.0 if recipe.published.std is None else recipe.published.std
+    published = f"{recipe.published.accuracy} ± {spread} %"
+    reasons = list(recipe.differs)
+    if run.scale != "full":
+        reasons.insert(0, f"scale {run.scale}: smaller counts")
+    if reasons:
+        outcome = f"not comparable ({'; '.join(reasons)})"
+    elif 100 * row["mean"] + 100 * (row["ci95"] or 0) >= recipe.published.accuracy - spread:
+        outcome = "met"
+    else:
+        outcome = "below (the published number is the best test accuracy over checkpoints)"
+    return f"published {published}, here {got}: {outcome}"
+
+
+def _real(s: DistilledSet, run: Run | None, data: str | None) -> DataSet | None:
+    if data is not None:
+        limit = s.ref.limit
+        return open_data(data, validation=s.ref.validation, limit=limit, resize=run and run.resize)
+    if run is None:
+        return None
+    real = open_run_data(run)
+    if real.ref != s.ref:
+        raise InputError(
+            f"{run.data} does not hold the images any more that this run was made of; name them "
+            "with --data."
+        )
+    return real
+
+
+def _expert_features(
+    run: Run, real: DataSet, plan: Plan, where: Where
+) -> Features | None:
+    """Return the features of the first expert of a run, trained to its last epoch."""
+    ctx, _ = preflight(run, real, plan)
+    phase, store = run.method.phases(ctx, {}), where.open_store()
+    if not isinstance(phase, Tasks) or phase.kind != "experts":
+        return None
+    if not store.has(phase.kind, phase.specs[0]):
+        return None
+    expert = Trajectory(store.path(phase.kind, phase.specs[0]))
+    theta = expert.row(expert.shape[0] - 1)
+    return net_features(ctx.net, theta, ctx.space, name="the last hidden layer of an expert")

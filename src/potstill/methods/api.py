@@ -1,0 +1,116 @@
+"""What a method is: a frozen dataclass with small pure functions over an explicit state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar
+
+from torch import Tensor
+
+from potstill.artefact import DistilledSet
+from potstill.core.registry import Registry
+from potstill.data import DataSet, MeanStd
+from potstill.engine import Tasks
+from potstill.experts import NetworkSource
+from potstill.nets import FlatNet, NetSpec
+
+S = TypeVar("S")
+Metrics = dict[str, float]
+Done = Mapping[str, list[Path]]
+"""Folders of finished task phases, by the kind of the phase."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SynthBlock:
+    """One block of distilled images: `ipc` a class, moved at `lr_scale` times the step size.
+
+    A block with lr_scale 0 is frozen: it stays outside the optimizer and must bring its images
+    (model-input space, class-major).
+    """
+
+    ipc: int
+    lr_scale: float = 1.0
+    images: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What decides rounding, resolved once before a run and reused by resume."""
+
+    strategy: Literal["graph", "adjoint"]
+    """How the unrolled gradient is computed: graph | adjoint."""
+    threads: int
+    """Threads of torch in every task and in the loop."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What a method sees of a run."""
+
+    data: DataSet
+    space: MeanStd
+    net: FlatNet
+    net_spec: NetSpec
+    ipc: int
+    seed: int
+    plan: Plan
+    synth: tuple[SynthBlock, ...]
+    nets: NetworkSource | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loop:
+    """A phase of outer steps of the method itself; `nets` is the source that it draws from."""
+
+    steps: int
+    nets: NetworkSource | None = None
+
+
+Phase = Tasks | Loop
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a run will need, from formulas."""
+
+    graph_bytes: int
+    adjoint_bytes: int
+    disk_bytes: int
+    steps: int
+
+
+class Method(Protocol[S]):
+    """The seam between a method and the runner; see docs/architecture.md."""
+
+    def check(self, ctx: Context) -> None:
+        """Refuse settings that cannot work on this data before anything starts."""
+        ...
+
+    def cost(self, ctx: Context) -> Cost:
+        """Return predicted memory and disk."""
+        ...
+
+    def phases(self, ctx: Context, done: Done) -> Phase | None:
+        """Return the next phase, or None when only the export is left."""
+        ...
+
+    def init(self, ctx: Context) -> S:
+        """Return the state before the first outer step."""
+        ...
+
+    def step(self, ctx: Context, state: S, it: int) -> tuple[S, Metrics]:
+        """Return the state after outer step `it` and its numbers."""
+        ...
+
+    def export(self, ctx: Context, state: S) -> DistilledSet:
+        """Return the distilled set of a state."""
+        ...
+
+    def scaled(self, scale: str) -> Any:
+        """Return the method with counts fit for `smoke` or `cpu`."""
+        ...
+
+
+METHODS: Registry[type] = Registry("method")

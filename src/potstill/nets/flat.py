@@ -1,0 +1,89 @@
+"""A network as a pure function of one flat parameter vector."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from potstill.core.errors import InputError
+
+
+class FlatNet:
+    """A network f(theta, x) whose parameters are views of one vector theta [P].
+
+    The order is that of `net.parameters()`. The module given is copied and never changed. Running
+    statistics (batch norm) belong to the FlatNet: a call in train mode updates them in place, and
+    they follow theta to its device and type. Any derivative with respect to theta and x is
+    torch's own, so double backward works.
+    """
+
+    numel: int
+    names: tuple[str, ...]
+    shapes: tuple[torch.Size, ...]
+    theta0: Tensor
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = copy.deepcopy(module)
+        named = dict(self._module.named_parameters())
+        self.names = tuple(named)
+        self.shapes = tuple(p.shape for p in named.values())
+        self._sizes = [math.prod(shape) for shape in self.shapes]
+        self.numel = sum(self._sizes)
+        self.theta0 = torch.cat([p.detach().flatten() for p in named.values()])
+        self._buffers = dict(self._module.named_buffers())
+
+    def __call__(self, theta: Tensor, x: Tensor) -> Tensor:
+        """Return the output of the network with parameters theta [P] for images x [B, C, H, W].
+
+        Raises:
+            InputError: if theta is not a vector of P numbers.
+        """
+        views = self.views(theta)
+        self._buffers = {name: _like(b, theta) for name, b in self._buffers.items()}
+        return functional_call(self._module, {**views, **self._buffers}, (x,))
+
+    def views(self, theta: Tensor) -> dict[str, Tensor]:
+        """Return the named parameters as views of theta [P].
+
+        Raises:
+            InputError: if theta is not a vector of P numbers.
+        """
+        if theta.shape != (self.numel,):
+            raise InputError(
+                f"This network has {self.numel} parameters; "
+                f"a vector of shape {list(theta.shape)} does not fit."
+            )
+        parts = zip(self.names, theta.split(self._sizes), self.shapes, strict=True)
+        return {name: part.view(shape) for name, part, shape in parts}
+
+    def train(self, mode: bool = True) -> None:
+        """Switch to training mode, or to evaluation mode with `mode=False`."""
+        self._module.train(mode)
+
+    def eval(self) -> None:
+        """Switch to evaluation mode."""
+        self._module.eval()
+
+    def load(self, theta: Tensor) -> nn.Module:
+        """Return a plain module with parameters theta [P], the running statistics and the mode.
+
+        Raises:
+            InputError: if theta is not a vector of P numbers.
+        """
+        views = self.views(theta.detach())
+        module = copy.deepcopy(self._module).to(theta.device, theta.dtype)
+        with torch.no_grad():
+            for parameter, view in zip(module.parameters(), views.values(), strict=True):
+                parameter.copy_(view)
+            for buffer, value in zip(module.buffers(), self._buffers.values(), strict=True):
+                buffer.copy_(value)
+        return module
+
+
+def _like(buffer: Tensor, theta: Tensor) -> Tensor:
+    """Move a buffer to theta's device and, if it holds real numbers, to theta's type."""
+    return buffer.to(theta.device, theta.dtype if buffer.is_floating_point() else buffer.dtype)

@@ -1,0 +1,82 @@
+"""What a recipe is: a function from images to a full run, with the published number beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from potstill.core.errors import InputError
+from potstill.core.registry import Registry
+from potstill.run import Run
+
+SCALES = ("smoke", "cpu", "full")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """A number on record: test accuracy in percent, best over the original's checkpoints."""
+
+    accuracy: float
+    std: float | None
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A published setting."""
+
+    make: Callable[[str], Run]
+    """From a data source to the full run."""
+    data: str
+    """The data set's name, for people."""
+    shape: tuple[int, int, int]
+    """Channels, height and width of its images."""
+    classes: int
+    published: Published
+    differs: tuple[str, ...] = ()
+    """Where this version departs from the published setting."""
+
+
+RECIPES: Registry[Recipe] = Registry("recipe")
+
+
+def from_recipe(name: str, *, data: str | None, scale: str = "full") -> Run:
+    """Return the run of a recipe at a scale.
+
+    `cpu` and `smoke` change counts only: experts, epochs, iterations, images, width, networks.
+    `smoke` needs no data: it takes a bundled stand-in of the recipe's channels, at most 32 px and
+    10 classes.
+
+    Raises:
+        InputError: for an unknown recipe or scale, or if the recipe's data are not given.
+    """
+    recipe = RECIPES.get(name)
+    if data is None:
+        if scale != "smoke":
+            raise InputError(
+                f"The recipe {name} needs {recipe.data}: name it with --data (parquet:DIR or "
+                "folder:DIR), or try --scale smoke, which needs no data."
+            )
+        channels, height, _ = recipe.shape
+        data = f"standin:{channels}x{min(height, 32)}x{min(recipe.classes, 10)}"
+    return scaled(recipe.make(data), scale)
+
+
+def scaled(run: Run, scale: str) -> Run:
+    """Return a run with the counts of a scale; nothing but counts changes."""
+    if scale not in SCALES:
+        raise InputError(f"scale must be one of {', '.join(SCALES)}, not {scale!r}.")
+    if scale == "full":
+        return run
+    method = run.method.scaled(scale)
+    smoke = scale == "smoke"
+    return dataclasses.replace(
+        run,
+        method=method,
+        net=dataclasses.replace(run.net, width=min(run.net.width, 8 if smoke else 32)),
+        resize=None if smoke and run.data.startswith("standin:") else run.resize,
+        limit=min(run.limit or 1000, 20 if smoke else 1000),
+        select_every=0 if smoke else run.select_every and max(1, method.iterations // 3),
+        scale=scale,
+    )

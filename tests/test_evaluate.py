@@ -1,0 +1,351 @@
+"""Evaluation: matched baselines, honest selection, protocols, statistics and scores."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import math
+import statistics
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from scipy import stats
+
+from potstill.artefact import DistilledSet, Hard, Provenance, Soft
+from potstill.core.errors import InputError
+from potstill.core.spec import from_json, to_json
+from potstill.core.store import Store
+from potstill.data import DataSet, Split, from_arrays, measure_stats
+from potstill.evaluate import (
+    PROTOCOLS,
+    Features,
+    Result,
+    augment_robust,
+    evaluate,
+    label_robust,
+    medoid_real,
+    net_features,
+    random_real,
+    spread,
+)
+from potstill.evaluate.coreset import medoids
+from potstill.functional import SGD, Segment, TrainSpec, fit
+from potstill.nets import FlatNet, NetSpec, build
+from potstill.report import cells, markdown, rich_table, text
+
+NET = NetSpec(name="convnet1", width=4)
+RECIPE = TrainSpec(lr=0.02, segments=(Segment(epochs=6),), batch=8, augment=None)
+CLASSES, SIDE = 3, 8
+
+
+def toy_images(count: int, noise: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Class templates with noise: uint8 [3 count, 1, 8, 8] and labels."""
+    templates = torch.rand(CLASSES, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(CLASSES).repeat(count)
+    chance = torch.Generator().manual_seed(seed)
+    x = templates[labels] + noise * torch.randn(len(labels), 1, SIDE, SIDE, generator=chance)
+    return (x.clamp(0, 1) * 255).to(torch.uint8), labels
+
+
+def toy_data(*, shuffle_test: bool = False) -> DataSet:
+    images, labels = toy_images(30, 0.5, 1)
+    test_images, test_labels = toy_images(20, 0.5, 2)
+    if shuffle_test:
+        test_labels = test_labels.roll(7)
+    return from_arrays(
+        images, labels, test_images=test_images, test_labels=test_labels, validation=0.2
+    )
+
+
+def toy_set(data: DataSet, *, ipc: int = 2, recipe: TrainSpec = RECIPE) -> DistilledSet:
+    space = measure_stats(data.train)
+    images, labels = toy_images(ipc, 0.05, 3)
+    origin = Provenance(
+        method='{"type": "Toy"}', data="toy", identity="x", seed=0, version="0", iteration=0
+    )
+    return DistilledSet(
+        images=space.forward(images),
+        targets=Hard(labels),
+        space=space,
+        recipe=recipe,
+        net=NET,
+        classes=data.classes,
+        ref=data.ref,
+        origin=origin,
+    )
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("POTSTILL_CACHE", str(tmp_path / "cache"))
+
+
+def numbers(result: Result) -> list[tuple]:
+    return [(row.name, row.accuracies, row.validation, row.lr) for row in result.rows]
+
+
+def test_rows_engines_store_and_global_generator(tmp_path):
+    data = toy_data()
+    s = toy_set(data)
+    torch.manual_seed(5)
+    before, seen = torch.get_rng_state(), []
+    options = {"data": data, "seeds": 2}
+    one = evaluate(s, **options, store=Store(tmp_path / "a"), on_done=lambda *at: seen.append(at))
+    assert torch.equal(before, torch.get_rng_state())
+    assert seen[-1] == (18, 18)  # 2 seeds x (set + 2 baselines x 4 steps)
+    names = [row.name for row in one.rows]
+    assert names[0] == "distilled"
+    assert [n for n in names if "own" in n] == ["random real, own step", "k-means medoid, own step"]
+    assert one.rows[0].mean > 0.5  # the templates teach the classes
+    assert one.row("random real, own step").lr == RECIPE.lr
+    assert one.row("k-means medoid, own step").note == "k-means on normalised pixels"
+
+    s.save(tmp_path / "set")
+    store = Store(tmp_path / "b")
+    two = evaluate(tmp_path / "set", seeds=2, store=store, engine="processes", workers=2)
+    assert numbers(one) == numbers(two)
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "b").rglob("*.json")}
+    again = evaluate(tmp_path / "set", seeds=2, store=store)
+    assert again == two
+    assert made == {path: path.stat().st_mtime_ns for path in (tmp_path / "b").rglob("*.json")}
+
+    lines = [json.loads(line) for line in one.lines()]
+    assert [line["name"] for line in lines] == names
+    assert {line["protocol"] for line in lines} == {"strict"}
+    assert {line["identity"] for line in lines} == {data.ref.identity}
+    assert lines[0]["nbytes"] == s.nbytes()
+    assert one.to_json()["cpu_seconds"] > 0
+
+
+def test_steps_are_chosen_on_validation_and_never_on_test(tmp_path):
+    chosen = []
+    for shuffled in (False, True):
+        data = toy_data(shuffle_test=shuffled)
+        recipe = replace(RECIPE, lr=1e-6)  # learns nothing, so another step size must win
+        result = evaluate(toy_set(data, recipe=recipe), seeds=2, store=Store(tmp_path))
+        own, best = (result.row(f"random real, {word} step") for word in ("own", "best"))
+        assert best.validation > own.validation
+        grid = dict(_random_validation(tmp_path, data))
+        assert best.validation == max(grid.values()) == grid[best.lr]
+        chosen.append([(row.name, row.lr, row.validation) for row in result.rows])
+        assert (best.mean > 0.5) != shuffled
+    assert chosen[0] == chosen[1]
+
+
+def _random_validation(root: Path, data: DataSet) -> list[tuple[float, float]]:
+    """Mean validation accuracy of each step size over the random draws, read from the store."""
+    draws = [random_real(data.train, (2, 2, 2), seed=d) for d in range(2)]
+    found: dict[float, list[float]] = {}
+    for done in (root / "evaluations").glob("*/done.json"):
+        spec = from_json(json.loads(done.read_text())["spec"])
+        if spec.data == data.ref and getattr(spec.what, "indices", None) == draws[spec.seed]:
+            value = json.loads((done.parent / "result.json").read_text())["val"]
+            found.setdefault(spec.train.lr, []).append(value)
+    assert all(len(values) == 2 for values in found.values())
+    return [(lr, statistics.fmean(values)) for lr, values in found.items()]
+
+
+def test_networks_whole_set_soft_labels_and_tables(tmp_path):
+    data = toy_data()
+    hard = toy_set(data)
+    soft = replace(
+        hard,
+        targets=Soft(torch.nn.functional.one_hot(hard.targets.labels, CLASSES).float()),
+        recipe=replace(RECIPE, loss="soft_ce"),
+    )
+    whole = replace(RECIPE, segments=(Segment(epochs=1),))
+    nets = ["convnet1", replace(NET, name="convnet2")]
+    store = Store(tmp_path)
+    result = evaluate(soft, nets=nets, seeds=1, whole=whole, store=store)
+    assert {row.net for row in result.rows} == {"convnet1", "convnet2"}
+    assert result.row("whole set", "convnet2").std is None
+    same = evaluate(hard, seeds=1, baselines=False, store=store)
+    assert [row.name for row in same.rows] == ["distilled"]
+    assert same.rows[0].accuracies == result.rows[0].accuracies
+    for shown in (text(result), markdown(result)):
+        assert all(cell in shown for row in cells(result) for cell in row)
+    console = Console(width=160, file=io.StringIO())
+    console.print(rich_table(result))
+    assert "k-means medoid, own step" in console.file.getvalue()
+    with pytest.raises(InputError, match="hard labels"):
+        evaluate(soft, protocol="mtt", store=store)
+
+
+def test_wrong_input_is_refused(tmp_path):
+    data = toy_data()
+    s, store = toy_set(data), Store(tmp_path)
+    with pytest.raises(InputError, match="is not the data set"):
+        evaluate(s, data=toy_data(shuffle_test=True), store=store)
+    with pytest.raises(InputError, match=r"validation part of 0\.2"):
+        evaluate(s, data=replace(data, ref=replace(data.ref, validation=0.1)), store=store)
+    with pytest.raises(InputError, match="3 classes of images"):
+        evaluate(replace(s, images=s.images[:, :, :4, :4]), data=data, store=store)
+    with pytest.raises(InputError, match="24 real training images; 25"):
+        evaluate(toy_set(data, ipc=25), data=data, store=store)
+    with pytest.raises(InputError, match="seeds=0"):
+        evaluate(s, seeds=0, store=store)
+    with pytest.raises(InputError, match="did you mean 'strict'"):
+        evaluate(s, protocol="stric", store=store)
+
+
+def test_random_real_is_keyed_matched_and_without_repeats():
+    split = toy_data().train
+    first, again, other = (random_real(split, (2, 0, 3), seed=d) for d in (0, 0, 1))
+    assert first == again != other
+    assert len(set(first)) == 5
+    assert split.labels[list(first)].tolist() == [0, 0, 2, 2, 2]
+
+
+def test_medoids_against_brute_force():
+    points = torch.randn(9, 2, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    best = min(  # all ways to put 9 points into 3 clusters
+        (labels for labels in itertools.product(range(3), repeat=9) if len(set(labels)) == 3),
+        key=lambda labels: sum(_inertia(points, labels, c) for c in range(3)),
+    )
+    wanted = set()
+    for cluster in range(3):
+        inside = [i for i, label in enumerate(best) if label == cluster]
+        centre = points[inside].mean(0)
+        wanted.add(min(inside, key=lambda i: float((points[i] - centre).norm())))
+    assert set(medoids(points, 3, seed=0)) == wanted
+
+
+def _inertia(points: torch.Tensor, labels: tuple[int, ...], cluster: int) -> float:
+    inside = points[torch.tensor(labels) == cluster]
+    return float(inside.var(0, correction=0).sum() * len(inside))
+
+
+def test_medoids_of_equal_points_are_distinct():
+    assert len(set(medoids(torch.zeros(6, 2, dtype=torch.float64), 4, seed=0))) == 4
+
+
+def test_medoid_real_uses_the_features_and_the_class():
+    images, labels = toy_images(12, 0.5, 6)
+    split = Split(images, labels)
+    first = Features("brightness", lambda pixels: pixels.float().mean((1, 2, 3))[:, None])
+    chosen = medoid_real(split, (1, 1, 1), first)
+    for label, index in enumerate(chosen):
+        members = torch.nonzero(labels == label)[:, 0]
+        values = first.fn(images[members])[:, 0]
+        assert index == int(members[(values - values.mean()).abs().argmin()])
+    assert sorted(medoid_real(split, (12, 12, 12), first)) == list(range(36))
+
+
+def test_net_features_are_what_the_last_layer_sees():
+    data = toy_data()
+    space = measure_stats(data.train)
+    net = FlatNet(build(NET, channels=1, size=data.size, classes=CLASSES, seed=0))
+    found = net_features(net, net.theta0, space, name="net").fn(data.test.pixels)
+    head = net.load(net.theta0)
+    layer = [part for part in head.modules() if isinstance(part, torch.nn.Linear)][-1]
+    assert torch.allclose(layer(found), net(net.theta0, space.forward(data.test.pixels)))
+
+
+class Recorder:
+    """Plain gradient descent that writes down resets and step sizes."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def init(self, theta):
+        self.calls.append("reset")
+        return ()
+
+    def update(self, theta, grad, state, lr, step):
+        self.calls.append(f"{float(lr):.3g} step {step}")
+        return theta - lr * grad, state
+
+
+def test_mtt_golden_trace_on_10_images():
+    recorder = Recorder()
+    spec = PROTOCOLS.get("mtt").train_spec(replace(RECIPE, lr=0.03, batch=4, augment=None))
+    assert (spec.batch, spec.optimizer) == (256, SGD(momentum=0.9, weight_decay=5e-4))
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
+    net, images = FlatNet(module), torch.zeros(10, 1, 2, 2)
+    epochs = []
+    fit(
+        net,
+        net.theta0,
+        images,
+        torch.arange(10) % 2,
+        replace(spec, optimizer=recorder),
+        seed=0,
+        on_epoch=lambda epoch, theta, loss: epochs.append(epoch),
+    )
+    first = [f"0.03 step {i}" for i in range(502)]
+    assert recorder.calls == ["reset", *first, "reset", *(f"0.003 step {i}" for i in range(499))]
+    assert epochs == list(range(1001))
+
+
+def test_protocols_as_data():
+    strict, mtt = PROTOCOLS.get("strict"), PROTOCOLS.get("mtt")
+    assert strict.train_spec(RECIPE) == RECIPE
+    assert (strict.ddof, strict.seeds, strict.lr_grid) == (1, 5, (0.001, 0.01, 0.1))
+    assert (mtt.ddof, mtt.seeds, mtt.lr_grid) == (0, 5, ())
+    assert from_json(json.loads(json.dumps(to_json(mtt)))) == mtt
+
+
+def test_spread_against_scipy_and_statistics():
+    values = [0.61, 0.64, 0.58, 0.66, 0.6]
+    mean, std, half = spread(values, ddof=1)
+    low, high = stats.t.interval(0.95, 4, loc=statistics.fmean(values), scale=stats.sem(values))
+    assert (mean - half, mean + half) == pytest.approx((low, high))
+    assert std == pytest.approx(statistics.stdev(values))
+    assert half == pytest.approx(2.7764451 * statistics.stdev(values) / 5**0.5)
+    assert spread(values, ddof=0)[1:] == pytest.approx((statistics.pstdev(values), half))
+    assert spread([0.5], ddof=1) == (0.5, None, None)
+
+
+# HLR %, IOR %, alpha, LRS %
+GOLDEN = {
+    "DC": [
+        (52.66, 12.40, -0.20130, 19.137),
+        (36.70, 18.54, -0.09080, 23.201),
+        (26.31, 12.34, -0.06985, 24.024),
+    ],
+    "DSA": [
+        (58.93, 13.16, -0.22885, 18.191),
+        (35.14, 19.62, -0.07760, 23.717),
+        (27.41, 10.96, -0.08225, 23.535),
+    ],
+    "DM": [
+        (61.37, 8.73, -0.26320, 17.049),
+        (39.37, 16.12, -0.11625, 22.225),
+        (25.06, 12.66, -0.06200, 24.336),
+    ],
+    "MTT": [
+        (42.21, 27.62, -0.07295, 23.901),
+        (23.73, 30.90, 0.03585, 28.447),
+        (16.52, 20.52, 0.02000, 27.754),
+    ],
+    "DATM": [(26.84, 35.05, 0.04105, 28.677), (18.89, 23.89, 0.02500, 27.971)],
+    "SRe2L": [(69.86, -0.27, -0.35065, 14.310), (67.82, -5.77, -0.36795, 13.796)],
+    "RDED": [(60.58, 2.38, -0.29100, 16.152), (50.65, 1.11, -0.24770, 17.559)],
+    "D4M": [(51.06, 6.68, -0.22190, 18.427), (39.88, 9.12, -0.15380, 20.829)],
+}
+ROWS = [(method, *row) for method, rows in GOLDEN.items() for row in rows]
+
+
+@pytest.mark.parametrize(("method", "hlr", "ior", "alpha", "lrs"), ROWS)
+def test_label_robust_golden_rows(method, hlr, ior, alpha, lrs):
+    found = label_robust(
+        real_hard=0.9, syn_hard=0.9 - hlr / 100, syn_any=0.3 + ior / 100, rdm_any=0.3
+    )
+    assert found.alpha == pytest.approx(alpha, abs=5e-6)
+    assert 100 * found.lrs == pytest.approx(lrs, abs=5e-4)
+    assert (100 * found.hlr, 100 * found.ior) == pytest.approx((hlr, ior))
+
+
+@pytest.mark.parametrize(("gap", "score"), [(-1, 0.0), (0, 0.26894), (1, 1.0)])
+def test_score_edges_and_percentages_refused(gap, score):
+    high, low = max(gap, 0), max(-gap, 0)
+    label = label_robust(real_hard=low, syn_hard=high, syn_any=high, rdm_any=low)
+    augment = augment_robust(syn_aug=high, rdm_aug=low, syn_naug=high, rdm_naug=low)
+    assert (label.lrs, augment.ars) == pytest.approx((score, score), abs=1e-5)
+    for bad in (63.7, -0.1, math.nan):
+        with pytest.raises(InputError, match=r"syn_any=.*fractions"):
+            label_robust(real_hard=0.8, syn_hard=0.5, syn_any=bad, rdm_any=0.3)
