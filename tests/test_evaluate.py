@@ -20,7 +20,7 @@ from potstill.core.errors import InputError
 from potstill.core.spec import from_json, to_json
 from potstill.core.store import Store
 from potstill.data import DataSet, Split, from_arrays, measure_stats
-from potstill.evaluate import (
+from potstill.evaluation import (
     PROTOCOLS,
     Features,
     Result,
@@ -32,7 +32,7 @@ from potstill.evaluate import (
     random_real,
     spread,
 )
-from potstill.evaluate.coreset import medoids
+from potstill.evaluation.coreset import medoids
 from potstill.functional import SGD, Segment, TrainSpec, fit
 from potstill.nets import FlatNet, NetSpec, build
 from potstill.report import cells, markdown, rich_table, text

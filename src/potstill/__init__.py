@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from potstill.core.version import __version__
 
 if TYPE_CHECKING:
     from potstill.artefact import DistilledSet, load
     from potstill.data import from_arrays, open_data
-    from potstill.evaluate import evaluate
+    from potstill.evaluation import evaluate
     from potstill.job import distill
 
 __all__ = [
@@ -32,7 +32,7 @@ _HOMES = {
     "load": "potstill.artefact",
     "from_arrays": "potstill.data",
     "open_data": "potstill.data",
-    "evaluate": "potstill.evaluate",
+    "evaluate": "potstill.evaluation",
     "distill": "potstill.job",
 }
 

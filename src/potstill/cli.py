@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from potstill.core.errors import InputError, WorkError, unknown
 
 if TYPE_CHECKING:
-    from potstill.evaluate import Result
+    from potstill.evaluation import Result
     from potstill.run import Run, Where
 
 T = TypeVar("T")
@@ -391,7 +391,7 @@ def _nets(arguments: list[str]) -> int:
 
 def _protocols(arguments: list[str]) -> int:
     """List the rules of evaluation."""
-    from potstill.evaluate import PROTOCOLS
+    from potstill.evaluation import PROTOCOLS
 
     _nothing(arguments, "protocols")
     return _listing([(n, PROTOCOLS.get(n).help) for n in PROTOCOLS.names()])

@@ -14,7 +14,7 @@ from potstill.core.log import Quiet, Reporter
 from potstill.core.spec import canonical
 from potstill.data import DataSet, open_data
 from potstill.engine import Tasks
-from potstill.evaluate import Features, Result, evaluate, net_features
+from potstill.evaluation import Features, Result, evaluate, net_features
 from potstill.experts import Trajectory
 from potstill.functional import Segment, TrainSpec
 from potstill.methods import METHODS, Plan
@@ -147,8 +147,8 @@ def verdict(recipe: Recipe, run: Run, path: Path) -> str:
 
 def _real(s: DistilledSet, run: Run | None, data: str | None) -> DataSet | None:
     if data is not None:
-        limit = s.ref.limit
-        return open_data(data, validation=s.ref.validation, limit=limit, resize=run and run.resize)
+        resize = None if run is None else run.resize
+        return open_data(data, validation=s.ref.validation, limit=s.ref.limit, resize=resize)
     if run is None:
         return None
     real = open_run_data(run)

@@ -18,17 +18,18 @@ from typing import Any, Literal
 
 import torch
 
-import potstill
+
 from potstill.artefact import DistilledSet, load
 from potstill.core.errors import InputError
 from potstill.core.files import locked, read_json, sweep, write_json
 from potstill.core.log import Metrics, Quiet, Reporter
+from potstill.core.version import __version__
 from potstill.core.spec import canonical, differences, from_json, record, to_json
 from potstill.core.state import load_tree, save_tree
 from potstill.core.store import Store, default_cache
 from potstill.data import DataSet, measure_stats, named_stats, open_data
 from potstill.engine import Tasks, run_tasks
-from potstill.evaluate.tasks import Distilled, EvalSpec, evaluate_one, set_digest
+from potstill.evaluation.tasks import Distilled, EvalSpec, evaluate_one, set_digest
 from potstill.functional import choose_strategy
 from potstill.methods.api import Context, Cost, Loop, Plan, SynthBlock
 from potstill.nets import FlatNet, NetSpec, build
@@ -238,7 +239,7 @@ def _occupied(out: Path) -> bool:
 
 def _config(run: Run, ctx: Context, data: DataSet) -> dict[str, Any]:
     return {
-        "version": potstill.__version__,
+        "version": __version__,
         "run": to_json(run),
         "plan": dataclasses.asdict(ctx.plan),
         "identity": data.ref.identity,
@@ -265,7 +266,7 @@ def recorded_plan(out: Path) -> Plan:
 
 def _environment() -> dict[str, Any]:
     return {
-        "potstill": potstill.__version__,
+        "potstill": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "machine": platform.machine(),

@@ -15,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import potstill
 from potstill.artefact.card import card
 from potstill.artefact.targets import Hard, Soft
 from potstill.artefact.types import DistilledSet
@@ -23,6 +22,7 @@ from potstill.core.errors import InputError
 from potstill.core.files import file_hash, read_json, replacing_folder, write_json, write_text
 from potstill.core.spec import canonical, from_json, to_json
 from potstill.core.state import load_tree, save_tree
+from potstill.core.version import __version__
 
 FORMAT, VERSION = "potstill-set", 1
 TENSORS, FACTS, CARD, PREVIEW = "set.safetensors", "set.json", "README.md", "preview.png"
@@ -48,7 +48,6 @@ def save(distilled: DistilledSet, path: str | Path) -> None:
     with replacing_folder(target) as folder:
         tensors = {"images": distilled.images, "targets": distilled.targets.values}
         save_tree(folder / TENSORS, tensors)
-        _order_header(folder / TENSORS)
         _write_facts(distilled, folder)
         sheet(distilled).save(folder / PREVIEW)
 
@@ -73,7 +72,7 @@ def load(path: str | Path) -> DistilledSet:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error).rstrip(".")
         raise InputError(
             f"The distilled set in {folder} needs something which this version of potstill "
-            f"({potstill.__version__}) does not have: {reason}."
+            f"({__version__}) does not have: {reason}."
         ) from error
     try:
         return DistilledSet(images=tensors["images"], targets=kind(tensors["targets"]), **fields)
@@ -130,19 +129,8 @@ def _read_facts(path: Path) -> dict[str, Any]:
     if facts.get("version") != VERSION:
         raise InputError(
             f"{path} is of version {facts.get('version')} of the format; "
-            f"potstill {potstill.__version__} reads version {VERSION}."
+            f"potstill {__version__} reads version {VERSION}."
         )
     if facts.get("checksum") != _checksum(facts):
         raise InputError(f"{path} was altered after it was written (its checksum differs).")
     return facts
-
-
-def _order_header(path: Path) -> None:
-    """Sort the metadata of a safetensors file in place; its writer leaves them in any order."""
-    with open(path, "r+b") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        file.seek(8)
-        file.write(text.ljust(length))

@@ -58,7 +58,8 @@ class Provenance:
 
     `method`, `cost` and `accuracy` are JSON objects as text (`core.spec.canonical`), so a set can
     be read where the code of its method is absent. `data` is the source as the user wrote it,
-    `identity` its hash, `iteration` the outer iteration taken, `selection` the rule that took it.
+    `identity` its hash, `iteration` the outer iteration taken, `selection` the rule that took it;
+    the runner fills in what the method does not know.
 
     Raises:
         InputError: if one of the three is not the text of a JSON object.
@@ -70,7 +71,7 @@ class Provenance:
     identity: str
     seed: int
     version: str
-    iteration: int
+    iteration: int = 0
     cost: str = "{}"
     accuracy: str = "{}"
     parents: tuple[str, ...] = ()

@@ -13,38 +13,24 @@ T = max_start_epoch, X = distilled images, beta = student step size, A = augment
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-import potstill
-from potstill.artefact import Block, DistilledSet, Hard, Identity, Provenance
+from potstill.artefact import DistilledSet, Hard
 from potstill.augment import DSA
-from potstill.core.errors import InputError, WorkError
+from potstill.core.errors import InputError
 from potstill.core.keys import generator
-from potstill.core.spec import canonical, record
+from potstill.core.spec import record
 from potstill.experts import ExpertPlan, Trajectories, check_window, expert_tasks
-from potstill.functional import SGD, Batch, TrainSpec, ce, graph_bytes, mtt_segments, unroll
+from potstill.functional import SGD, TrainSpec, ce, graph_bytes, mtt_segments
+from potstill.functional.unroll import Loss
 from potstill.methods.api import METHODS, Context, Cost, Done, Loop, Metrics, Phase
+from potstill.methods.export import blocks_of, origin_of
+from potstill.methods.matching import State, at_rest, descend, match, minibatches, roll_back
 from potstill.methods.start import first_images, labels_of
-
-_PATIENCE = 20  # failed outer steps in a row before the run gives up
-_SAFE_EVERY = 50  # outer steps between copies that the NaN guard can go back to
-
-
-class State(TypedDict):
-    """Images, step size and their velocities; `safe` is what the NaN guard goes back to."""
-
-    images: tuple[Tensor, ...]
-    velocity: tuple[Tensor, ...]
-    beta: Tensor
-    beta_velocity: Tensor
-    safe: tuple[tuple[Tensor, ...], Tensor]
-    failed: int
-    rolled_back: int
 
 
 @METHODS.add("mtt")
@@ -81,30 +67,27 @@ class MTT:
     """The experts."""
 
     def __post_init__(self) -> None:
-        whole = {
-            "iterations": self.iterations,
-            "steps": self.steps,
-            "expert_epochs": self.expert_epochs,
-            "max_start_epoch": self.max_start_epoch,
-            "batch_syn": self.batch_syn or 1,
-            "evaluation_epochs": self.evaluation_epochs,
-        }
-        for name, value in whole.items():
-            if value < 1:
-                raise InputError(f"{name} must be at least 1, not {value}.")
+        least = {"iterations", "steps", "expert_epochs", "max_start_epoch", "evaluation_epochs"}
+        for name in sorted(least | ({"batch_syn"} if self.batch_syn is not None else set())):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}.")
         for name in ("lr_img", "lr_init"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} must be above 0, not {getattr(self, name)}.")
-        if self.lr_lr < 0 or not 0 <= self.momentum < 1:
-            raise InputError(
-                f"lr_lr must be at least 0 and momentum in [0, 1), not {self.lr_lr} and "
-                f"{self.momentum}."
-            )
+        if not self.lr_lr >= 0:
+            raise InputError(f"lr_lr must be at least 0, not {self.lr_lr}.")
+        if not 0 <= self.momentum < 1:
+            raise InputError(f"momentum must lie in [0, 1), not {self.momentum}.")
         if self.image_init not in ("real", "noise"):
             raise InputError(f"image_init must be 'real' or 'noise', not {self.image_init!r}.")
 
     def check(self, ctx: Context) -> None:
-        """Refuse a start window that the experts do not reach."""
+        """Refuse minibatches larger than the set and start windows that experts do not reach."""
+        count = len(labels_of(ctx))
+        if self.batch_syn is not None and self.batch_syn > count:
+            raise InputError(
+                f"batch_syn must be at most the {count} images of the set, not {self.batch_syn}."
+            )
         check_window(
             start_epochs=self.max_start_epoch,
             span=self.expert_epochs,
@@ -113,12 +96,11 @@ class MTT:
 
     def cost(self, ctx: Context) -> Cost:
         """Return predicted graph bytes of both strategies and the bytes of the experts."""
-        batch = min(self.batch_syn or math.inf, _count(ctx))
         height, width = ctx.data.size
         bytes_of = {
             strategy: graph_bytes(
                 strategy=strategy,
-                batch=int(batch),
+                batch=self.batch_syn or len(labels_of(ctx)),
                 height=height,
                 width=width,
                 net_width=ctx.net_spec.width,
@@ -154,63 +136,47 @@ class MTT:
 
     def init(self, ctx: Context) -> State:
         """Return real (or noise) images, beta = lr_init, no velocity."""
-        images = first_images(ctx, self.image_init)
-        beta = torch.tensor(self.lr_init)
-        return State(
-            images=images,
-            velocity=tuple(torch.zeros_like(x) for x in images),
-            beta=beta,
-            beta_velocity=torch.zeros(()),
-            safe=(images, beta),
-            failed=0,
-            rolled_back=0,
-        )
+        return at_rest(first_images(ctx, self.image_init), torch.tensor(self.lr_init))
 
     def step(self, ctx: Context, state: State, it: int) -> tuple[State, Metrics]:
-        """Take one outer step; a step that is not finite is undone (see `_roll_back`).
-
-        Differs: beta moves by a factor exp(-lr_lr * velocity / beta), equal to the published
-        step to first order and always positive; the published beta can become negative.
-        """
-        loss, grads, beta_grad, draw = self._match(ctx, state, it)
-        velocity = tuple(
-            self.momentum * v + g for v, g in zip(state["velocity"], grads, strict=True)
-        )
-        beta_velocity = self.momentum * state["beta_velocity"] + beta_grad
-        images = tuple(
-            x - self.lr_img * block.lr_scale * v if block.lr_scale else x
-            for block, x, v in zip(ctx.synth, state["images"], velocity, strict=True)
-        )
-        beta = state["beta"] * torch.exp(-self.lr_lr * beta_velocity / state["beta"])
-        sound = torch.stack([loss, beta, *(x.sum() for x in images)])
-        if not bool(torch.isfinite(sound).all()) or float(beta) <= 0:
-            return self._roll_back(state, it)
-        new = State(
-            images=images,
-            velocity=velocity,
-            beta=beta,
-            beta_velocity=beta_velocity,
-            safe=(images, beta) if it % _SAFE_EVERY == 0 else state["safe"],
-            failed=0,
-            rolled_back=state["rolled_back"],
-        )
-        metrics = {"loss": float(loss), "beta": float(beta), **draw}
-        return new, metrics
-
-    def _match(
-        self, ctx: Context, state: State, it: int
-    ) -> tuple[Tensor, tuple[Tensor, ...], Tensor, dict[str, float]]:
-        """Return L, dL/dX per block, dL/dbeta and what was drawn."""
+        """Take one outer step; a step that is not finite is undone (see `roll_back`)."""
         assert ctx.nets is not None
         draw = ctx.nets.draw(ctx.seed, it)
-        assert draw.target is not None
-        theta0, target = draw.theta, draw.target
-        blocks = tuple(
-            x.detach().requires_grad_(block.lr_scale > 0)
-            for block, x in zip(ctx.synth, state["images"], strict=True)
+        chance = generator(ctx.seed, "student", it)
+        union = torch.cat(state["images"])
+        scales = [block.lr_scale for block in ctx.synth]
+        found = match(
+            self._loss(ctx),
+            draw,
+            state["images"],
+            labels_of(ctx),
+            state["beta"],
+            minibatches(union, self.batch_syn, self.steps, self.augment, chance),
+            scales=scales,
+            strategy=ctx.plan.strategy,
         )
-        beta = state["beta"].detach().requires_grad_()
-        union, labels = torch.cat(blocks), labels_of(ctx)
+        new = descend(
+            state,
+            found,
+            it,
+            scales=scales,
+            lr_img=self.lr_img,
+            lr_lr=self.lr_lr,
+            momentum=self.momentum,
+        )
+        if new is None:
+            advice = (
+                f"lower lr_img (now {self.lr_img:g}), lr_lr (now {self.lr_lr:g}) or lr_init "
+                f"(now {self.lr_init:g})"
+            )
+            back = roll_back(state, it, advice=advice)
+            return back, {"rolled_back": float(back["rolled_back"]), "beta": float(back["beta"])}
+        numbers = {"loss": float(found.loss), "beta": float(new["beta"])}
+        return new, {**numbers, "expert": draw.expert, "epoch": draw.epoch}
+
+    def _loss(self, ctx: Context) -> Loss:
+        """Return loss(theta; A(x), y), the student's cross-entropy in training mode."""
+        ctx.net.train()
 
         def loss(theta: Tensor, rows: tuple[Tensor, ...], params: Any) -> Tensor:
             x, y = rows
@@ -218,65 +184,10 @@ class MTT:
                 x = self.augment.apply(x, params)
             return ce(ctx.net(theta, x), y)
 
-        ctx.net.train()
-        theta_n = unroll(
-            loss,
-            theta0,
-            (union, labels),
-            beta,
-            self._batches(ctx, union, it),
-            optimizer=SGD(),
-            strategy=ctx.plan.strategy,
-        )
-        distance = (theta_n - target).square().sum() / (theta0 - target).square().sum()
-        free = tuple(x for x in blocks if x.requires_grad)
-        *found, beta_grad = torch.autograd.grad(distance, (*free, beta))
-        rest = iter(found)
-        grads = tuple(next(rest) if x.requires_grad else torch.zeros_like(x) for x in blocks)
-        return distance.detach(), grads, beta_grad, {"expert": draw.expert, "epoch": draw.epoch}
-
-    def _batches(self, ctx: Context, union: Tensor, it: int) -> list[Batch]:
-        """Draw the N minibatches: a permutation in chunks, taken from its end, then a new one.
-
-        So the smaller remainder comes first; nothing carries over to the next outer step.
-        """
-        chance = generator(ctx.seed, "student", it)
-        count, size = len(union), min(self.batch_syn or len(union), len(union))
-        shape = (union.shape[1], union.shape[2], union.shape[3])
-        queue: list[Tensor] = []
-        batches = []
-        for _ in range(self.steps):
-            if not queue:
-                queue = list(torch.randperm(count, generator=chance).split(size))
-            index = queue.pop()
-            extra = None if self.augment is None else self.augment.sample(len(index), shape, chance)
-            batches.append(Batch(index=index, extra=extra))
-        return batches
-
-    def _roll_back(self, state: State, it: int) -> tuple[State, Metrics]:
-        """Go back to the last safe images and beta and forget the velocities."""
-        if state["failed"] + 1 >= _PATIENCE:
-            raise WorkError(
-                f"{_PATIENCE} outer steps in a row up to step {it} were not finite; lower lr_img "
-                f"(now {self.lr_img:g}) or lr_init (now {self.lr_init:g})."
-            )
-        images, beta = state["safe"]
-        back = State(
-            images=images,
-            velocity=tuple(torch.zeros_like(x) for x in images),
-            beta=beta,
-            beta_velocity=torch.zeros(()),
-            safe=state["safe"],
-            failed=state["failed"] + 1,
-            rolled_back=state["rolled_back"] + 1,
-        )
-        return back, {"rolled_back": float(back["rolled_back"]), "beta": float(beta)}
+        return loss
 
     def export(self, ctx: Context, state: State) -> DistilledSet:
         """Return the union of all blocks with the published recipe and the learned beta."""
-        starts = [0]
-        for x in state["images"]:
-            starts.append(starts[-1] + len(x))
         recipe = TrainSpec(
             lr=float(state["beta"]),
             segments=mtt_segments(self.evaluation_epochs),
@@ -291,47 +202,24 @@ class MTT:
             recipe=recipe,
             net=ctx.net_spec,
             classes=ctx.data.classes,
-            blocks=tuple(
-                Block(name=f"block{k}", start=a, stop=b)
-                for k, (a, b) in enumerate(zip(starts, starts[1:], strict=False))
-            ),
-            decode=Identity(),
+            blocks=blocks_of(ctx),
             ref=ctx.data.ref,
-            origin=Provenance(
-                method=canonical(self),
-                data=ctx.data.source,
-                identity=ctx.data.ref.identity,
-                seed=ctx.seed,
-                version=potstill.__version__,
-                iteration=0,
-            ),
+            origin=origin_of(ctx, self),
         )
 
-    def scaled(self, scale: str) -> MTT:
-        """Return the method with the counts of `smoke` or `cpu`; nothing else changes."""
-        if scale == "smoke":
-            experts = dataclasses.replace(self.experts, count=2, epochs=2)
-            return dataclasses.replace(
-                self,
-                experts=experts,
-                iterations=4,
-                steps=3,
-                expert_epochs=1,
-                max_start_epoch=2,
-                batch_syn=None if self.batch_syn is None else min(self.batch_syn, 5),
-                evaluation_epochs=10,
-            )
-        epochs = 8
-        start = min(self.max_start_epoch, epochs - self.expert_epochs + 1)
+    def scaled(self, scale: Literal["smoke", "cpu"]) -> MTT:
+        """Return the method with at most the counts of the scale; nothing else changes."""
+        smoke = scale == "smoke"
+        epochs = min(self.experts.epochs, 2 if smoke else 8)
+        span = min(self.expert_epochs, 1 if smoke else epochs)
+        count = min(self.experts.count, 2 if smoke else 3)
         return dataclasses.replace(
             self,
-            experts=dataclasses.replace(self.experts, count=3, epochs=epochs),
-            iterations=300,
-            steps=min(self.steps, 15),
-            max_start_epoch=start,
-            evaluation_epochs=300,
+            experts=dataclasses.replace(self.experts, count=count, epochs=epochs),
+            iterations=min(self.iterations, 4 if smoke else 300),
+            steps=min(self.steps, 3 if smoke else 15),
+            expert_epochs=span,
+            max_start_epoch=min(self.max_start_epoch, epochs - span + 1),
+            batch_syn=min(self.batch_syn, 5) if smoke and self.batch_syn else self.batch_syn,
+            evaluation_epochs=min(self.evaluation_epochs, 10 if smoke else 300),
         )
-
-
-def _count(ctx: Context) -> int:
-    return ctx.data.n_classes * sum(block.ipc for block in ctx.synth)

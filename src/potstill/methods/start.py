@@ -15,30 +15,41 @@ def first_images(ctx: Context, init: str) -> tuple[Tensor, ...]:
 
     `real`: random normalised training images of the class, none twice in the set;
     `noise`: standard normal. A block that brings its images keeps them.
+
+    Raises:
+        InputError: for a class with too few training images, or images that do not fit a block.
     """
-    wanted = sum(block.ipc for block in ctx.synth)
-    orders = []
-    for c in range(ctx.data.n_classes):
-        members = (ctx.data.train.labels == c).nonzero().flatten()
-        if len(members) < wanted:
-            raise InputError(
-                f"Class {ctx.data.classes[c]!r} has {len(members)} training images (a part is "
-                f"kept for validation); ipc {wanted} needs at least that many."
-            )
-        chance = generator(ctx.seed, "first images", c)
-        orders.append(members[torch.randperm(len(members), generator=chance)])
     blocks, used = [], 0
     for k, block in enumerate(ctx.synth):
-        index = torch.cat([order[used : used + block.ipc] for order in orders])
-        used += block.ipc
-        real = ctx.space.forward(ctx.data.train.pixels[index])
+        shape = (ctx.data.n_classes * block.ipc, ctx.data.channels, *ctx.data.size)
         if block.images is not None:
+            if block.images.shape != shape:
+                raise InputError(
+                    f"Block {k} needs images {list(shape)}, not {list(block.images.shape)}."
+                )
             blocks.append(block.images)
         elif init == "noise":
-            blocks.append(torch.randn(real.shape, generator=generator(ctx.seed, "noise", k)))
+            blocks.append(torch.randn(shape, generator=generator(ctx.seed, "noise", k)))
         else:
-            blocks.append(real)
+            index = _real(ctx, used, used + block.ipc)
+            blocks.append(ctx.space.forward(ctx.data.train.pixels[index]))
+        used += block.ipc
     return tuple(blocks)
+
+
+def _real(ctx: Context, start: int, stop: int) -> Tensor:
+    """Return the indices of places start .. stop-1 in a random order of each class."""
+    chosen = []
+    for c, name in enumerate(ctx.data.classes):
+        members = (ctx.data.train.labels == c).nonzero().flatten()
+        if len(members) < stop:
+            raise InputError(
+                f"Class {name!r} has {len(members)} training images (a part is kept for "
+                f"validation); ipc {stop} needs at least that many."
+            )
+        order = torch.randperm(len(members), generator=generator(ctx.seed, "first images", c))
+        chosen.append(members[order[start:stop]])
+    return torch.cat(chosen)
 
 
 def labels_of(ctx: Context) -> Tensor:

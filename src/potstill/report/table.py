@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from potstill.evaluate import Result, Row
+from potstill.evaluation import Result, Row
 
 if TYPE_CHECKING:
     from rich.table import Table

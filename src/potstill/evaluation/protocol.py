@@ -54,11 +54,13 @@ class Protocol:
 
 PROTOCOLS: Registry[Protocol] = Registry("protocol")
 
-STRICT = PROTOCOLS.add("strict")(Protocol(
-    name="strict",
-    help="the set's own recipe, last epoch, t-interval; baselines may choose their step",
-    lr_grid=(0.001, 0.01, 0.1),
-))
+STRICT = PROTOCOLS.add("strict")(
+    Protocol(
+        name="strict",
+        help="the set's own recipe, last epoch, t-interval; baselines may choose their step",
+        lr_grid=(0.001, 0.01, 0.1),
+    )
+)
 """The set's own recipe, last epoch, t-interval; baselines also choose their step size."""
 
 MTT = PROTOCOLS.add("mtt")(

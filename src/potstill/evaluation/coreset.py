@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from potstill.artefact import DistilledSet, Hard
 from potstill.core.errors import InputError
 from potstill.core.keys import generator, integer
 from potstill.data import MeanStd, Split
@@ -57,6 +58,14 @@ def net_features(net: FlatNet, theta: Tensor, space: MeanStd, *, name: str) -> F
         return torch.cat(kept).flatten(1)
 
     return Features(name, features)
+
+
+def counts_of(s: DistilledSet) -> tuple[int, ...]:
+    """Return images per class; soft-labelled sets count as spread evenly over the classes."""
+    if isinstance(s.targets, Hard):
+        return s.ipc
+    each, rest = divmod(len(s), len(s.classes))
+    return tuple(each + (label < rest) for label in range(len(s.classes)))
 
 
 def random_real(split: Split, counts: Sequence[int], *, seed: int) -> tuple[int, ...]:

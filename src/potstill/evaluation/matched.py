@@ -9,16 +9,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from potstill.artefact import DistilledSet, Hard, load
+from potstill.artefact import DistilledSet, load
 from potstill.core.errors import InputError
 from potstill.core.files import read_json
 from potstill.core.store import Store, default_cache
 from potstill.data import DataSet, reopen
 from potstill.engine import Tasks, run_tasks
-from potstill.evaluate.coreset import Features, medoid_real, pixel_features, random_real
-from potstill.evaluate.protocol import PROTOCOLS, Protocol
-from potstill.evaluate.result import Result, Row, spread
-from potstill.evaluate.tasks import Distilled, EvalSpec, Real, evaluate_one, set_digest
+from potstill.evaluation.coreset import Features, counts_of, medoid_real, pixel_features, random_real
+from potstill.evaluation.protocol import PROTOCOLS, Protocol
+from potstill.evaluation.result import Result, Row, spread
+from potstill.evaluation.tasks import Distilled, EvalSpec, Real, evaluate_one, set_digest
 from potstill.functional import TrainSpec
 from potstill.nets import NetSpec
 
@@ -69,9 +69,8 @@ def evaluate(
             width and so on from the set's own network.
         protocol: see `PROTOCOLS`.
         seeds: networks a row; the protocol's number by default.
-        baselines: also train on random and k-means-medoid real images, as many a class, with the
-            set's own step size and, in another row if it differs, with that of own and the
-            protocol's grid which is best on the validation part.
+        baselines: also train on random and k-means-medoid real images, as many a class, at the
+            set's own step size and at that of own and grid which is best on validation.
         whole: how to train on all real training images, to show that row too.
         features: where k-means looks; the normalised pixels by default.
         store: where finished trainings are kept and looked up; the user's cache by default.
@@ -91,15 +90,11 @@ def evaluate(
     images = _images(s, data, rules, whole, features)
     groups = [_groups(s, net, images, rules.seeds, threads) for net in chosen]
     specs = tuple(spec for of_net in groups for group in of_net for spec in group.specs)
+    store = store or Store(default_cache())
     with _folder(s, path) as folder:
-        context = {"set": str(folder)}
-        tasks = Tasks(
-            kind="evaluations", fn=evaluate_one, specs=specs, context=context, label="evaluation"
-        )
-        store = store or Store(default_cache())
-        paths = run_tasks(tasks, store, engine=engine, workers=workers, on_done=on_done)
-    results = [read_json(path / "result.json") for path in paths]
-    found = dict(zip(specs, results, strict=True))
+        tasks = _tasks(specs, folder)
+        run_tasks(tasks, store, engine=engine, workers=workers, on_done=on_done)
+    found = {spec: read_json(store.verify(tasks.kind, spec) / "result.json") for spec in specs}
     rows = [_shown([_row(group, found, rules) for group in of_net]) for of_net in groups]
     return Result(
         rows=tuple(row for of_net in rows for row in of_net),
@@ -119,6 +114,13 @@ def _rules(protocol: str, seeds: int | None, baselines: bool) -> Protocol:
     return replace(rules, seeds=seeds, baselines=rules.baselines and baselines)
 
 
+def _tasks(specs: tuple[EvalSpec, ...], folder: Path) -> Tasks:
+    context = {"set": str(folder)}
+    return Tasks(
+        kind="evaluations", fn=evaluate_one, specs=specs, context=context, label="evaluation"
+    )
+
+
 @contextmanager
 def _folder(s: DistilledSet, path: str | Path | None) -> Iterator[Path]:
     """Yield a folder from which tasks can load the set."""
@@ -128,14 +130,6 @@ def _folder(s: DistilledSet, path: str | Path | None) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         s.save(Path(folder) / "set")
         yield Path(folder) / "set"
-
-
-def counts_of(s: DistilledSet) -> tuple[int, ...]:
-    """Return images per class; soft-labelled sets count as spread evenly over the classes."""
-    if isinstance(s.targets, Hard):
-        return s.ipc
-    each, rest = divmod(len(s), len(s.classes))
-    return tuple(each + (label < rest) for label in range(len(s.classes)))
 
 
 def _named(name: str, own: NetSpec) -> NetSpec:

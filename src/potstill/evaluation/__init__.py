@@ -1,0 +1,27 @@
+"""Protocols, matched baselines and scores."""
+
+from potstill.evaluation.coreset import Features, medoid_real, net_features, random_real
+from potstill.evaluation.matched import evaluate
+from potstill.evaluation.protocol import PROTOCOLS, Protocol
+from potstill.evaluation.result import Result, Row, spread
+from potstill.evaluation.scores import AugmentRobust, LabelRobust, augment_robust, label_robust
+from potstill.evaluation.tasks import EvalSpec, evaluate_one
+
+__all__ = [
+    "PROTOCOLS",
+    "AugmentRobust",
+    "EvalSpec",
+    "Features",
+    "LabelRobust",
+    "Protocol",
+    "Result",
+    "Row",
+    "augment_robust",
+    "evaluate",
+    "evaluate_one",
+    "label_robust",
+    "medoid_real",
+    "net_features",
+    "random_real",
+    "spread",
+]

@@ -1,0 +1,160 @@
+"""Matching of trajectories: what MTT and the methods built on it share.
+
+    theta_{t+1} = theta_t - beta * grad loss(theta_t; X_I)                  t = 0 .. N-1
+    L = |theta_N - target|^2 / |theta_0 - target|^2
+    images X and step size beta follow the gradient of L through all N steps by SGD with momentum
+
+Source: Cazenavette et al., CVPR 2022 (arXiv 2203.11932), algorithm 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, TypedDict
+
+import torch
+from torch import Tensor
+
+from potstill.augment import DSA
+from potstill.core.errors import WorkError
+from potstill.experts import Draw
+from potstill.functional import SGD, Batch, unroll
+from potstill.functional.unroll import Loss, Strategy
+
+_PATIENCE = 20  # failed outer steps in a row before the run gives up
+_SAFE_EVERY = 50  # outer steps between copies that the NaN guard can go back to
+
+
+class State(TypedDict):
+    """Images of each block, step size, their velocities; `safe` is where the NaN guard returns."""
+
+    images: tuple[Tensor, ...]
+    velocity: tuple[Tensor, ...]
+    beta: Tensor
+    beta_velocity: Tensor
+    safe: tuple[tuple[Tensor, ...], Tensor]
+    failed: int
+    rolled_back: int
+
+
+class Matched(NamedTuple):
+    """L, dL/dX of each block (zero for a frozen one) and dL/dbeta."""
+
+    loss: Tensor
+    images: tuple[Tensor, ...]
+    beta: Tensor
+
+
+def at_rest(images: tuple[Tensor, ...], beta: Tensor) -> State:
+    """Return the state before the first outer step: no velocity."""
+    return State(
+        images=images,
+        velocity=tuple(torch.zeros_like(x) for x in images),
+        beta=beta,
+        beta_velocity=torch.zeros_like(beta),
+        safe=(images, beta),
+        failed=0,
+        rolled_back=0,
+    )
+
+
+def minibatches(
+    images: Tensor, size: int | None, steps: int, augment: DSA | None, chance: torch.Generator
+) -> list[Batch]:
+    """Draw a minibatch and its augmentation for each student step.
+
+    A permutation of all images is cut into chunks of `size` (None: one of all) that are taken
+    from its end, so the smaller remainder comes first; then a new permutation. Nothing carries
+    over to the next outer step.
+    """
+    count, channels, height, width = images.shape
+    queue: list[Tensor] = []
+    batches = []
+    for _ in range(steps):
+        if not queue:
+            queue = list(torch.randperm(count, generator=chance).split(size or count))
+        index = queue.pop()
+        shape = (channels, height, width)
+        extra = None if augment is None else augment.sample(len(index), shape, chance)
+        batches.append(Batch(index=index, extra=extra))
+    return batches
+
+
+def match(
+    loss: Loss,
+    draw: Draw,
+    images: tuple[Tensor, ...],
+    targets: Tensor,
+    beta: Tensor,
+    batches: Sequence[Batch],
+    *,
+    scales: Sequence[float],
+    strategy: Strategy,
+) -> Matched:
+    """Train a student from draw.theta on the union of the blocks; return L and its gradient.
+
+    `loss(theta, (x, y), extra)` is the student's loss on a minibatch of images and targets; a block
+    whose scale is 0 is frozen and takes no part in differentiation.
+    """
+    assert draw.target is not None
+    blocks = [x.detach().requires_grad_(s > 0) for x, s in zip(images, scales, strict=True)]
+    beta = beta.detach().requires_grad_()
+    data = (torch.cat(blocks), targets)
+    theta_n = unroll(loss, draw.theta, data, beta, batches, optimizer=SGD(), strategy=strategy)
+    far, start = (theta_n - draw.target).square().sum(), (draw.theta - draw.target).square().sum()
+    distance = far / start
+    free = [x for x in blocks if x.requires_grad]
+    *found, beta_grad = torch.autograd.grad(distance, (*free, beta))
+    rest = iter(found)
+    grads = tuple(next(rest) if x.requires_grad else torch.zeros_like(x) for x in blocks)
+    return Matched(distance.detach(), grads, beta_grad)
+
+
+def descend(
+    state: State,
+    matched: Matched,
+    it: int,
+    *,
+    scales: Sequence[float],
+    lr_img: float,
+    lr_lr: float,
+    momentum: float,
+) -> State | None:
+    """Return the state after the step along the gradient, or None if it would not be finite.
+
+    Differs: beta moves by a factor exp(-lr_lr * velocity / beta), equal to the published step to
+    first order and always positive; the published beta can become negative.
+    """
+    pairs = zip(state["velocity"], matched.images, strict=True)
+    velocity = tuple(momentum * v + g for v, g in pairs)
+    beta_velocity = momentum * state["beta_velocity"] + matched.beta
+    images = tuple(
+        x - lr_img * scale * v if scale else x
+        for x, v, scale in zip(state["images"], velocity, scales, strict=True)
+    )
+    beta = state["beta"] * torch.exp(-lr_lr * beta_velocity / state["beta"])
+    sound = torch.stack([matched.loss, beta, *(x.sum() for x in images)])
+    if not bool(torch.isfinite(sound).all()) or float(beta) <= 0:
+        return None
+    return State(
+        images=images,
+        velocity=velocity,
+        beta=beta,
+        beta_velocity=beta_velocity,
+        safe=(images, beta) if it % _SAFE_EVERY == 0 else state["safe"],
+        failed=0,
+        rolled_back=state["rolled_back"],
+    )
+
+
+def roll_back(state: State, it: int, *, advice: str) -> State:
+    """Return the last safe images and beta, without velocity.
+
+    Raises:
+        WorkError: after 20 failures in a row; ends with the advice.
+    """
+    failed = state["failed"] + 1
+    if failed >= _PATIENCE:
+        raise WorkError(f"{failed} outer steps in a row up to step {it} were not finite; {advice}.")
+    back = at_rest(*state["safe"])
+    return State(**{**back, "failed": failed, "rolled_back": state["rolled_back"] + 1})
