@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import io
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -41,6 +42,18 @@ class Work:
         if self.device not in ("cpu", "auto"):
             raise InputError(f"device {self.device!r} is not supported yet; allowed: cpu, auto.")
         return Where(engine=self.engine, workers=self.workers, store=self.store)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _RunFlags(Work):
+    out: Path | None = None
+    """Folder of the run; runs/NAME-SCALE-seedN by default."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _DistilFlags(_RunFlags):
+    evaluate: bool = True
+    """Score the set when it is made, as `potstill evaluate` does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +94,11 @@ def run(arguments: list[str]) -> int:
         return command(arguments[1:])
     except InputError as error:
         return _fail(error, 2)
-    except KeyboardInterrupt:
-        print("potstill: stopped.", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"potstill: stopped{f'; {stop}' if str(stop) else '.'}", file=sys.stderr)
         return 130
+    except SystemExit as stop:  # tyro leaves so after --help
+        return int(stop.code or 0)
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - nobody reads any more
         return 0
@@ -113,7 +128,7 @@ def _print_help() -> None:
     print("\nexit codes: 0 done, 1 the work failed, 2 the input was wrong, 130 stopped")
 
 
-def _parse(cls: type[T], arguments: list[str], *, name: str, text: str, default: T) -> T:
+def _parse(cls: type[T], arguments: list[str], *, name: str, text: str) -> T:
     """Parse flags into a dataclass; a mistake becomes one sentence."""
     import tyro
 
@@ -121,17 +136,45 @@ def _parse(cls: type[T], arguments: list[str], *, name: str, text: str, default:
     try:
         with contextlib.redirect_stderr(said):
             return tyro.cli(
-                cls, args=arguments, prog=f"potstill {name}", description=text, default=default
+                cls,
+                args=arguments,
+                prog=f"potstill {name}",
+                description=text,
+                registry=_flag_types(),
             )
     except SystemExit as stop:
         if not stop.code:
             raise
-    body = [line.strip("│╭╮╰╯─ ") for line in said.getvalue().splitlines()]
-    lines = [line for line in body if line][1:]
+    lines = [line.strip("│╭╮╰╯ ") for line in said.getvalue().splitlines()][1:]
+    end = next((k for k, line in enumerate(lines) if not line.strip("─")), len(lines))
+    sentence = " ".join(lines[:end]).rstrip(".") or "The arguments are wrong"
+    sentence = re.sub(r"^Error parsing (?!--)[^:]*: ", "", sentence)
     near = next((lines[k + 1] for k, s in enumerate(lines[:-1]) if s.startswith("Perhaps")), "")
     hint = f" (did you mean {near.split()[0]}?)" if near else ""
-    sentence = lines[0].rstrip(".") if lines else "The arguments are wrong"
     raise InputError(f"{sentence}{hint}; potstill {name} --help lists what is allowed.")
+
+
+def _flag_types() -> Any:
+    """Return how tyro reads types that are no plain values: an augmentation is `none` or a name."""
+    from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+    from potstill.augment import DSA
+
+    registry = ConstructorRegistry()
+
+    @registry.primitive_rule
+    def augmentation(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+        if info.type != DSA | None:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="none|OPERATIONS",
+            instance_from_str=lambda texts: None if texts[0] == "none" else DSA(strategy=texts[0]),
+            is_instance=lambda thing: thing is None or isinstance(thing, DSA),
+            str_from_instance=lambda thing: ["none" if thing is None else thing.strategy],
+        )
+
+    return registry
 
 
 def _one(arguments: list[str], name: str, what: str) -> tuple[str, list[str]]:
@@ -139,7 +182,7 @@ def _one(arguments: list[str], name: str, what: str) -> tuple[str, list[str]]:
     if not arguments or arguments[0].startswith("-"):
         if {"-h", "--help"} & set(arguments):
             return "", arguments
-        raise InputError(f"potstill {name} needs {what}: potstill {name} {what.upper()} [flags].")
+        raise InputError(f"What is missing is the {what}: potstill {name} {what.upper()} [flags].")
     return arguments[0], arguments[1:]
 
 
@@ -159,65 +202,77 @@ def _taken(arguments: list[str], flag: str) -> tuple[str | None, list[str]]:
     return value, rest
 
 
-def _settings(default: Run) -> tuple[type, Any]:
-    """Return a dataclass of a run's fields whose method has its own type, and its default."""
-    hidden = ("recipe", "scale")
+def _settings(default: Run, *more: type, missing: Sequence[str] = ()) -> type[Any]:
+    """Return a class of flags: those of a run with their defaults, and those of `more`.
+
+    The method has its own type; flags in `missing` have to be given.
+    """
+    import tyro
+
+    own = {"method": type(default.method), "recipe": tyro.conf.Suppress[str | None]}
     fields = [
         (
             f.name,
-            type(default.method) if f.name == "method" else f.type,
+            own.get(f.name, f.type),
             dataclasses.field(default=getattr(default, f.name), kw_only=True),
         )
         for f in dataclasses.fields(default)
-        if f.name not in hidden
+        if f.name not in missing
     ]
-    import potstill.run
-
-    more = [
-        ("out", Path | None, dataclasses.field(default=None, kw_only=True)),
-        ("evaluate", bool, dataclasses.field(default=True, kw_only=True)),
-        ("work", Work, dataclasses.field(default=Work(), kw_only=True)),
-    ]
-    space = {"__doc__": default.__doc__, "__module__": potstill.run.__name__}
-    kind = dataclasses.make_dataclass("Settings", fields + more, namespace=space, frozen=True)
-    return kind, kind()
+    bases, space = (type(default), *more), {"__module__": type(default).__module__}
+    return dataclasses.make_dataclass(
+        "Settings", fields, bases=bases, namespace=space, frozen=True, kw_only=True
+    )
 
 
 def _run_from(arguments: list[str], name: str) -> tuple[Run, Any]:
     """Return the run that the arguments of `distill` or `plan` describe, and the other flags."""
     from potstill.methods import METHODS
-    from potstill.recipes import from_recipe, scaled
+    from potstill.recipes import SCALES, from_recipe, scaled
     from potstill.run import Run
 
     method, rest = _taken(arguments, "--method")
     data, rest = _taken(rest, "--data")
     scale, rest = _taken(rest, "--scale")
+    scale = scale or "full"
+    if scale not in SCALES:
+        raise unknown("scale", scale, SCALES)
     asked = bool({"-h", "--help"} & set(rest))
     recipe = rest.pop(0) if rest and not rest[0].startswith("-") else None
+    missing = ["data"] if asked and data is None else []
     if recipe is not None and method is not None:
         raise InputError("Give a recipe or --method, not both.")
     if recipe is not None:
-        default = from_recipe(recipe, data=data or ("DATA" if asked else None), scale=scale or "full")
+        default = from_recipe(recipe, data=data or ("DATA" if asked else None), scale=scale)
     else:
         if method is None and not asked:
-            raise InputError("Give a recipe (see `potstill recipes`) or --method M --data D --ipc N.")
+            raise InputError(
+                "Give a recipe (see `potstill recipes`) or --method M --data D --ipc N."
+            )
         if data is None and not asked:
             raise InputError("Name the images with --data: digits, folder:DIR or parquet:DIR.")
         spec = METHODS.get(method or "mtt")()
         ipc, rest = _taken(rest, "--ipc")
         if ipc is None and not asked:
             raise InputError("Say how many images a class are wanted: --ipc N.")
-        try:
-            number = int(ipc or 1)
-        except ValueError:
-            raise InputError(f"--ipc must be a whole number, not {ipc!r}.") from None
-        default = scaled(Run(method=spec, data=data or "digits", ipc=number), scale or "full")
-    kind, settings = _settings(default)
-    text = "Distil images. RECIPE, or --method M --data D --ipc N; --scale smoke|cpu|full."
-    found = _parse(kind, rest, name=name, text=text, default=settings)
-    names = [f.name for f in dataclasses.fields(Run) if f.name not in ("recipe", "scale")]
-    changed = {n: getattr(found, n) for n in names}
-    return dataclasses.replace(default, **changed), found
+        if ipc is not None and not ipc.lstrip("-").isdecimal():
+            raise InputError(f"--ipc must be a whole number, not {ipc!r}.")
+        missing += ["ipc"] if ipc is None else []
+        default = scaled(Run(method=spec, data=data or "DATA", ipc=int(ipc or 1)), scale)
+    about = f"The recipe {recipe}" if recipe else f"The method {method or 'mtt'}"
+    which = "RECIPE, or --method M --data D --ipc N."
+    text, *more = {
+        "distill": (f"Distil images. {which}", _DistilFlags),
+        "plan": (f"Say what a run will need before it starts. {which}",),
+        "reproduce": ("Carry out a recipe and compare with its published number.", _RunFlags),
+    }[name]
+    found = _parse(
+        _settings(default, *more, missing=missing),
+        rest,
+        name=f"{name} RECIPE" if name == "reproduce" else name,
+        text=f"{text} {about} at scale {scale} has the defaults below.",
+    )
+    return Run(**{f.name: getattr(found, f.name) for f in dataclasses.fields(Run)}), found
 
 
 def _console() -> Any:
@@ -231,23 +286,18 @@ def _distill(arguments: list[str]) -> int:
     run_spec, found = _run_from(arguments, "distill")
     name = run_spec.recipe or type(run_spec.method).__name__.lower()
     out = found.out or Path("runs") / f"{name}-{run_spec.scale}-seed{run_spec.seed}"
-    return _carry_out(run_spec, out, found.work.where(), evaluate=found.evaluate)
+    return _carry_out(run_spec, out, found.where(), evaluate=found.evaluate)
 
 
 def _carry_out(run_spec: Run, out: Path, where: Where, *, evaluate: bool) -> int:
-    from potstill.run import Interrupted, distil
+    from potstill.run import distil, resume_line, stoppable
 
     report = _console()
-    try:
-        if run_spec.scale == "smoke":
-            report.say("smoke: not a result")
-        distil(run_spec, out, where=where, report=report)
-        report.say(f"distilled set: {out / 'distilled'} (preview.png shows it)")
-        if evaluate:
+    distil(run_spec, out, where=where, report=report)
+    report.say(f"distilled set: {out / 'distilled'} (preview.png shows it)")
+    if evaluate:
+        with stoppable(resume_line(out)):
             _score(out, Score(), where)
-    except Interrupted:
-        print(f"potstill: stopped; to go on: potstill resume {out}", file=sys.stderr)
-        return 130
     return 0
 
 
@@ -276,10 +326,11 @@ def _score(path: Path, score: Score, where: Where) -> Result:
 def _resume(arguments: list[str]) -> int:
     """Go on with an interrupted run: potstill resume RUN."""
     path, rest = _one(arguments, "resume", "run")
-    work = _parse(Work, rest, name="resume RUN", text="Go on with a run.", default=Work())
+    work = _parse(Work, rest, name="resume RUN", text="Go on with the run in the folder RUN.")
     from potstill.run import read_run
 
-    return _carry_out(read_run(Path(path)), Path(path), work.where(), evaluate=True)
+    where, out = work.where(), Path(path)
+    return _carry_out(read_run(out), out, where, evaluate=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,10 +345,12 @@ def _evaluate(arguments: list[str]) -> int:
         _EvaluateFlags,
         rest,
         name="evaluate SET_OR_RUN",
-        text="Train fresh networks on a distilled set and on matched real images.",
-        default=_EvaluateFlags(),
+        text="Train fresh networks on a distilled set and on as many real images; compare.",
     )
-    _score(Path(path), flags, flags.where())
+    from potstill.run import stoppable
+
+    with stoppable("the same command; what is finished is kept"):
+        _score(Path(path), flags, flags.where())
     return 0
 
 
@@ -307,16 +360,11 @@ def _reproduce(arguments: list[str]) -> int:
     from potstill.job import verdict
     from potstill.recipes import RECIPES
 
-    if not name:
-        print("usage: potstill reproduce RECIPE [the flags of potstill distill]")
-        return _distill(["--help"])
-    recipe = RECIPES.get(name)
-    run_spec, found = _run_from([name, *rest], "reproduce")
+    run_spec, found = _run_from([name, *rest] if name else rest, "reproduce")
     out = found.out or Path("runs") / f"{name}-{run_spec.scale}-seed{run_spec.seed}"
-    code = _carry_out(run_spec, out, found.work.where(), evaluate=True)
-    if code == 0:
-        print(verdict(recipe, run_spec, out))
-    return code
+    _carry_out(run_spec, out, found.where(), evaluate=True)
+    print(verdict(RECIPES.get(name), run_spec, out))
+    return 0
 
 
 def _plan(arguments: list[str]) -> int:
@@ -333,9 +381,8 @@ def _demo(arguments: list[str]) -> int:
     """Show the main job offline on scikit-learn's digits, in about two minutes."""
     from potstill.demo import DemoFlags, demo
 
-    flags = _parse(
-        DemoFlags, arguments, name="demo", text="Distil the digits.", default=DemoFlags()
-    )
+    text = "Show the main job offline, in about two minutes: distil scikit-learn's digits, compare."
+    flags = _parse(DemoFlags, arguments, name="demo", text=text)
     return demo(flags.out, _console())
 
 
@@ -360,8 +407,13 @@ def _recipes(arguments: list[str]) -> int:
         recipe = RECIPES.get(name)
         spread = "" if recipe.published.std is None else f" ± {recipe.published.std}"
         number = f"published {recipe.published.accuracy}{spread} % ({recipe.published.source})"
-        rows.append((name, f"{recipe.data}; {number}{'; ' if recipe.differs else ''}"
-                     f"{'; '.join(recipe.differs)}"))
+        rows.append(
+            (
+                name,
+                f"{recipe.data}; {number}{'; ' if recipe.differs else ''}"
+                f"{'; '.join(recipe.differs)}",
+            )
+        )
     return _listing(rows)
 
 
@@ -398,7 +450,10 @@ def _protocols(arguments: list[str]) -> int:
 
 
 def _nothing(arguments: list[str], name: str) -> None:
-    if arguments and arguments[0] not in ("-h", "--help"):
+    """Refuse arguments of a listing; its help says what the list below it is."""
+    if arguments in (["-h"], ["--help"]):
+        print(f"usage: potstill {name}\n\n{_first_line(COMMANDS[name])}\n")
+    elif arguments:
         raise InputError(f"potstill {name} takes no arguments, not {arguments[0]!r}.")
 
 

@@ -55,14 +55,15 @@ def demo(out: Path | None, report: Reporter) -> int:
 
     from potstill.job import score
     from potstill.report import rich_table
-    from potstill.run import distil
+    from potstill.run import distil, resume_line, stoppable
 
     began = time.perf_counter()
     out = out or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S")
     report.say("Distilling 1,078 handwritten digits to 10 pictures, one a class ...")
     distil(demo_run(), out, report=report)
     report.say("Training fresh networks on them and on real pictures (5 each) ...")
-    result = score(out, whole=True, report=report)
+    with stoppable(resume_line(out)):
+        result = score(out, whole=True, report=report)
     Console(width=None if sys.stdout.isatty() else 140).print(rich_table(result))
     distilled = result.row("distilled")
     assert distilled is not None

@@ -11,7 +11,7 @@ from potstill.artefact import DistilledSet, load, remember
 from potstill.core.errors import InputError
 from potstill.core.files import write_text
 from potstill.core.log import Quiet, Reporter
-from potstill.core.spec import canonical
+from potstill.core.spec import differences, to_json
 from potstill.data import DataSet, open_data
 from potstill.engine import Tasks
 from potstill.evaluation import Features, Result, evaluate, net_features
@@ -20,7 +20,15 @@ from potstill.functional import Segment, TrainSpec
 from potstill.methods import METHODS, Plan
 from potstill.nets import NetSpec
 from potstill.recipes import Recipe, scaled
-from potstill.run import Run, Where, distil, open_run_data, preflight, read_run, recorded_plan
+from potstill.run import (
+    Run,
+    Where,
+    distil,
+    open_run_data,
+    preflight,
+    read_run,
+    recorded_plan,
+)
 
 
 def distill(
@@ -87,7 +95,7 @@ def score(
     Raises:
         InputError: for a folder that is neither, or data that are not those of the set.
     """
-    where, report, path = where or Where(), report or Quiet(), Path(path)
+    where, report, path = where or Where(), report or Quiet(), Path(path).expanduser()
     s = load(path)
     run = read_run(path) if (path / "config.json").is_file() else None
     real = _real(s, run, data)
@@ -127,15 +135,16 @@ def whole_recipe() -> TrainSpec:
 
 
 def verdict(recipe: Recipe, run: Run, path: Path) -> str:
-    """Compare a run with the published number: met, below, or not comparable (reason)."""
+    """Compare a run with the published number: met, below, or not comparable (reasons).
+
+    A run is comparable if it has the recipe's settings and images of its shape and classes.
+    """
     lines = [json.loads(line) for line in (path / "eval.jsonl").read_text().splitlines()]
     row = next(line for line in lines if line["name"] == "distilled")
     got = f"{100 * row['mean']:.2f} ± {100 * (row['std'] or 0):.2f} % (n = {row['n']})"
     spread = 0.0 if recipe.published.std is None else recipe.published.std
     published = f"{recipe.published.accuracy} ± {spread} %"
-    reasons = list(recipe.differs)
-    if run.scale != "full":
-        reasons.insert(0, f"scale {run.scale}: smaller counts")
+    reasons = [*_changes(recipe, run, load(path)), *recipe.differs]
     if reasons:
         outcome = f"not comparable ({'; '.join(reasons)})"
     elif 100 * row["mean"] + 100 * (row["ci95"] or 0) >= recipe.published.accuracy - spread:
@@ -143,6 +152,18 @@ def verdict(recipe: Recipe, run: Run, path: Path) -> str:
     else:
         outcome = "below (the published number is the best test accuracy over checkpoints)"
     return f"published {published}, here {got}: {outcome}"
+
+
+def _changes(recipe: Recipe, run: Run, s: DistilledSet) -> list[str]:
+    """Return in what a run departs from its recipe."""
+    if run.scale != "full":
+        return [f"scale {run.scale}: smaller counts"]
+    own = {name: getattr(run, name) for name in ("seed", "memory", "strategy", "threads")}
+    wanted = dataclasses.replace(recipe.make(run.data), **own)
+    found = differences(to_json(wanted), to_json(run))
+    if (shape := tuple(s.view().shape[1:])) != recipe.shape or len(s.classes) != recipe.classes:
+        found.append(f"{len(s.classes)} classes of images {shape} are not {recipe.data}")
+    return found
 
 
 def _real(s: DistilledSet, run: Run | None, data: str | None) -> DataSet | None:
@@ -160,9 +181,7 @@ def _real(s: DistilledSet, run: Run | None, data: str | None) -> DataSet | None:
     return real
 
 
-def _expert_features(
-    run: Run, real: DataSet, plan: Plan, where: Where
-) -> Features | None:
+def _expert_features(run: Run, real: DataSet, plan: Plan, where: Where) -> Features | None:
     """Return the features of the first expert of a run, trained to its last epoch."""
     ctx, _ = preflight(run, real, plan)
     phase, store = run.method.phases(ctx, {}), where.open_store()
@@ -170,6 +189,6 @@ def _expert_features(
         return None
     if not store.has(phase.kind, phase.specs[0]):
         return None
-    expert = Trajectory(store.path(phase.kind, phase.specs[0]))
+    expert = Trajectory(store.verify(phase.kind, phase.specs[0]))
     theta = expert.row(expert.shape[0] - 1)
     return net_features(ctx.net, theta, ctx.space, name="the last hidden layer of an expert")

@@ -7,10 +7,11 @@ import math
 import os
 import platform
 import resource
+import shlex
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,23 +19,20 @@ from typing import Any, Literal
 
 import torch
 
-
 from potstill.artefact import DistilledSet, load
-from potstill.core.errors import InputError
+from potstill.core.errors import InputError, unknown
 from potstill.core.files import locked, read_json, sweep, write_json
 from potstill.core.log import Metrics, Quiet, Reporter
-from potstill.core.version import __version__
 from potstill.core.spec import canonical, differences, from_json, record, to_json
 from potstill.core.state import load_tree, save_tree
 from potstill.core.store import Store, default_cache
+from potstill.core.version import __version__
 from potstill.data import DataSet, measure_stats, named_stats, open_data
-from potstill.engine import Tasks, run_tasks
+from potstill.engine import ENGINES, Tasks, run_tasks
 from potstill.evaluation.tasks import Distilled, EvalSpec, evaluate_one, set_digest
 from potstill.functional import choose_strategy
 from potstill.methods.api import Context, Cost, Loop, Plan, SynthBlock
 from potstill.nets import FlatNet, NetSpec, build
-
-_CHECKPOINT_SECONDS = 30.0
 
 
 @record
@@ -61,7 +59,7 @@ class Run:
     seed: int = 0
     """Seed of everything random."""
     select_every: int = 0
-    """Check the set on the validation part every so many outer steps and keep the best; 0 = last."""
+    """Check the set on validation images every so many outer steps, keep the best; 0 = last."""
     select_nets: int = 2
     """Networks trained for one such check."""
     strategy: Literal["graph", "adjoint", "auto"] = "auto"
@@ -80,8 +78,10 @@ class Run:
             raise InputError(f"ipc (images per class) must be at least 1, not {self.ipc}.")
         if self.select_every < 0 or self.select_nets < 1:
             raise InputError("select_every must be at least 0 and select_nets at least 1.")
-        if self.memory <= 0:
-            raise InputError(f"The memory budget must be above 0 GiB, not {self.memory}.")
+        if not 0 < self.memory < math.inf:
+            raise InputError(
+                f"The memory budget must be a number of GiB above 0, not {self.memory}."
+            )
         if self.threads is not None and self.threads < 1:
             raise InputError(f"threads must be at least 1, not {self.threads}.")
 
@@ -96,6 +96,16 @@ class Where:
     """Worker processes."""
     store: Path | None = None
     """Folder of experts and evaluations; in the user's cache by default."""
+    checkpoint_seconds: float = 30.0
+    """Seconds of outer steps between two checkpoints; what a killed run loses at most."""
+
+    def __post_init__(self) -> None:
+        if self.engine not in ENGINES:
+            raise unknown("engine", self.engine, ENGINES)
+        if self.workers < 1:
+            raise InputError(f"workers must be at least 1, not {self.workers}.")
+        if self.engine == "inline" and self.workers > 1:
+            raise InputError(f"{self.workers} workers need the engine 'processes'.")
 
     def open_store(self) -> Store:
         """Return the store."""
@@ -103,7 +113,7 @@ class Where:
 
 
 class Interrupted(KeyboardInterrupt):
-    """The user (Ctrl-C) or the system (SIGTERM) asked a run to stop; its state is saved."""
+    """Ctrl-C or SIGTERM asked the work to stop; what is finished is saved."""
 
 
 def open_run_data(run: Run) -> DataSet:
@@ -182,28 +192,44 @@ def distil(
         Interrupted: after Ctrl-C or SIGTERM; the run can be resumed.
     """
     where, report = where or Where(), report or Quiet()
-    if out.exists() and not (out / "config.json").exists() and _occupied(out):
+    if _occupied(out):
         raise InputError(f"{out} exists and is not a run; choose another folder.")
     data = data or open_run_data(run)
-    for note in data.notes:
-        report.say(note)
     run = resolved(run, data)
     plan = _recorded_plan(run, out, data)
+    if (made := _made(out)) is not None:
+        return made
     ctx, cost = preflight(run, data, plan)
-    with locked(out), _threads(ctx.plan.threads):
+    config = _config(run, ctx, data)
+    with locked(out), _threads(ctx.plan.threads), stoppable(resume_line(out)) as stop:
+        if plan != _recorded_plan(run, out, data):
+            raise InputError(f"Another process began the same run in {out} just now.")
         if plan is None:
-            write_json(out / "config.json", _config(run, ctx, data))
-        sweep(out)
+            write_json(out / "config.json", config)
+        for folder in (out, out / "state", out / "candidates"):
+            sweep(folder)
         write_json(out / "env.json", _environment())
-        report.say(_plan_line(run, ctx, cost))
-        return _phases(run, ctx, out, where, report)
+        notes = ("smoke: not a result",) if run.scale == "smoke" else ()
+        for line in (*notes, *data.notes, _plan_line(run, ctx, cost)):
+            report.say(line)
+        return _phases(run, ctx, out, where, report, stop)
 
 
 def resume(
     out: Path, *, where: Where | None = None, report: Reporter | None = None
 ) -> DistilledSet:
-    """Go on with the run in a folder; a finished run returns its set at once."""
-    return distil(read_run(out), out, where=where, report=report)
+    """Go on with the run in a folder; a finished run returns its set at once.
+
+    Raises:
+        InputError: if the folder is not a run, or as `distil`.
+    """
+    run = read_run(out)
+    return _made(out) or distil(run, out, where=where, report=report)
+
+
+def resume_line(out: Path) -> str:
+    """Return the command that goes on with a run."""
+    return f"potstill resume {shlex.quote(str(out))}"
 
 
 def plan_lines(run: Run, data: DataSet) -> list[str]:
@@ -224,17 +250,38 @@ def read_run(out: Path) -> Run:
     Raises:
         InputError: if the folder is not a run.
     """
-    if not (out / "config.json").is_file():
-        raise InputError(f"{out} is not a run: it has no config.json.")
-    config = read_json(out / "config.json")
-    run = from_json(config.get("run")) if isinstance(config, dict) else None
+    run = from_json(_read_config(out).get("run"))
     if not isinstance(run, Run):
         raise InputError(f"{out / 'config.json'} does not describe a run.")
     return run
 
 
+def _read_config(out: Path) -> dict[str, Any]:
+    if not (out / "config.json").is_file():
+        raise InputError(f"{out} is not a run: it has no config.json.")
+    config = read_json(out / "config.json")
+    if not isinstance(config, dict):
+        raise InputError(f"{out / 'config.json'} does not describe a run.")
+    return config
+
+
 def _occupied(out: Path) -> bool:
-    return any(item.name != ".lock" for item in out.iterdir())
+    """Tell whether something other than a run (or a run that hardly began) is at `out`."""
+    if not out.is_dir():
+        return out.exists()
+    names = [item.name for item in out.iterdir()]
+    return "config.json" not in names and not all(name[0] == "." for name in names)
+
+
+def _made(out: Path) -> DistilledSet | None:
+    """Return the set of a finished run."""
+    folder = out / "distilled"
+    if not folder.is_dir():
+        return None
+    try:
+        return load(folder)
+    except InputError as error:
+        raise InputError(f"{error} Remove {folder} to have it made again.") from error
 
 
 def _config(run: Run, ctx: Context, data: DataSet) -> dict[str, Any]:
@@ -250,18 +297,24 @@ def _recorded_plan(run: Run, out: Path, data: DataSet) -> Plan | None:
     """Return the plan of the run already in `out`; refuse another configuration or other data."""
     if not (out / "config.json").exists():
         return None
-    old = read_json(out / "config.json")
+    old = _read_config(out)
     changed = differences(old.get("run"), to_json(run))
     if old.get("identity") != data.ref.identity:
         changed.append(f"data: the images of {run.data} are not those that the run began with")
     if changed:
-        raise InputError(f"{out} holds a run with another configuration ({'; '.join(changed)}).")
+        raise InputError(
+            f"{out} holds a run with another configuration ({'; '.join(changed)}); choose another "
+            "folder."
+        )
     return recorded_plan(out)
 
 
 def recorded_plan(out: Path) -> Plan:
     """Return the plan that was resolved when the run in `out` began."""
-    return Plan(**read_json(out / "config.json")["plan"])
+    try:
+        return Plan(**_read_config(out)["plan"])
+    except (KeyError, TypeError):
+        raise InputError(f"{out / 'config.json'} does not describe the plan of a run.") from None
 
 
 def _environment() -> dict[str, Any]:
@@ -285,27 +338,30 @@ def _plan_line(run: Run, ctx: Context, cost: Cost) -> str:
     )
 
 
-def _phases(run: Run, ctx: Context, out: Path, where: Where, report: Reporter) -> DistilledSet:
+def _phases(
+    run: Run, ctx: Context, out: Path, where: Where, report: Reporter, stop: Stop
+) -> DistilledSet:
     store, done = where.open_store(), {}
-    if (out / "distilled").is_dir():
-        return load(out / "distilled")
+    if (made := _made(out)) is not None:  # as `sweep` found it
+        return made
     began = time.perf_counter(), time.process_time()
     result: DistilledSet | None = None
-    with _stoppable() as stop:
-        while (phase := run.method.phases(ctx, done)) is not None:
-            if isinstance(phase, Tasks):
-                with report.phase(phase.label, len(phase.specs)) as advance:
-                    folders = run_tasks(
-                        phase, store, engine=where.engine, workers=where.workers, on_done=_first(advance)
-                    )
-                for spec in phase.specs:
-                    store.verify(phase.kind, spec)
-                done[phase.kind] = folders
-            else:
-                looped = dataclasses.replace(ctx, nets=phase.nets)
-                with stop.gently():
-                    result = _loop(run, looped, phase, out, store, where, report, stop)
-                done["loop"] = [out]
+    while (phase := run.method.phases(ctx, done)) is not None:
+        if isinstance(phase, Tasks):
+            with report.phase(phase.label, len(phase.specs)) as advance:
+                run_tasks(
+                    phase,
+                    store,
+                    engine=where.engine,
+                    workers=where.workers,
+                    on_done=lambda done, total, advance=advance: advance(done),
+                )
+            done[phase.kind] = [store.verify(phase.kind, spec) for spec in phase.specs]
+        else:
+            looped = dataclasses.replace(ctx, nets=phase.nets)
+            with stop.gently():
+                result = _loop(run, looped, phase, out, store, where, report, stop)
+            done["loop"] = [out]
     assert result is not None
     spent = {
         "seconds": round(time.perf_counter() - began[0], 3),
@@ -318,10 +374,6 @@ def _phases(run: Run, ctx: Context, out: Path, where: Where, report: Reporter) -
     return result
 
 
-def _first(advance: Callable[..., None]) -> Callable[[int, int], None]:
-    return lambda done, total: advance(done)
-
-
 def _loop(
     run: Run,
     ctx: Context,
@@ -330,13 +382,19 @@ def _loop(
     store: Store,
     where: Where,
     report: Reporter,
-    stop: _Stop,
+    stop: Stop,
 ) -> DistilledSet:
     """Take the outer steps from the last checkpoint on and return the chosen set."""
     file = out / "state" / "checkpoint.safetensors"
     if file.exists():
-        saved = load_tree(file)
-        it, state, best = saved["it"], saved["state"], saved["best"]
+        try:
+            saved = load_tree(file)
+            it, state, best = saved["it"], saved["state"], saved["best"]
+        except (InputError, KeyError, TypeError) as error:
+            raise InputError(
+                f"The checkpoint cannot be read ({error}) Remove {file} to begin the outer steps "
+                "anew; the experts are kept."
+            ) from error
         report.say(f"Going on at outer step {it} of {loop.steps}.")
     else:
         it, state, best = 0, run.method.init(ctx), None
@@ -349,10 +407,7 @@ def _loop(
     saved_at, rolled_back = time.monotonic(), 0.0
     try:
         with report.phase("distilling", loop.steps, it) as advance:
-            while it < loop.steps:
-                if stop.asked:
-                    checkpoint()
-                    raise Interrupted
+            while it < loop.steps and not stop.asked:
                 state, numbers = run.method.step(ctx, state, it)
                 metrics.write(it, numbers)
                 it += 1
@@ -363,10 +418,11 @@ def _loop(
                 if _is_mark(run, it, loop.steps):
                     best = _better(run, ctx, state, it, best, out, store, where)
                     checkpoint()
-                elif time.monotonic() - saved_at > _CHECKPOINT_SECONDS:
+                elif time.monotonic() - saved_at >= where.checkpoint_seconds:
                     checkpoint()
                     saved_at = time.monotonic()
         checkpoint()
+        stop.check()
     finally:
         metrics.close()
     if best is None:
@@ -414,9 +470,14 @@ def _better(
         for k in range(run.select_nets)
     )
     tasks = Tasks(
-        kind="evaluations", fn=evaluate_one, specs=specs, context={"set": str(folder)}, label="check"
+        kind="evaluations",
+        fn=evaluate_one,
+        specs=specs,
+        context={"set": str(folder)},
+        label="check",
     )
-    folders = run_tasks(tasks, store, engine=where.engine, workers=where.workers)
+    run_tasks(tasks, store, engine=where.engine, workers=where.workers)
+    folders = [store.verify(tasks.kind, spec) for spec in specs]
     values = [read_json(f / "result.json")["val"] for f in folders]
     score = sum(values) / len(values)
     return {"it": it, "score": score} if best is None or score > best["score"] else best
@@ -432,17 +493,24 @@ def _threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class _Stop:
-    """Whether someone asked the run to stop; at once in tasks, after the step in the loop."""
+class Stop:
+    """Whether someone asked the work to stop; at once in tasks, after the step in the loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, again: str) -> None:
         self.asked = False
         self._gentle = False
+        self._again = again
 
     def __call__(self, *_: Any) -> None:
+        """Take note of a signal."""
         again, self.asked = self.asked, True
         if again or not self._gentle:
-            raise Interrupted
+            self.check()
+
+    def check(self) -> None:
+        """Raise Interrupted, which says how to go on, if the work was asked to stop."""
+        if self.asked:
+            raise Interrupted(f"to go on: {self._again}")
 
     @contextmanager
     def gently(self) -> Iterator[None]:
@@ -455,8 +523,12 @@ class _Stop:
 
 
 @contextmanager
-def _stoppable() -> Iterator[_Stop]:
-    stop = _Stop()
+def stoppable(again: str) -> Iterator[Stop]:
+    """Let Ctrl-C and SIGTERM stop the work in good order; `again` says how to go on.
+
+    Outside the main thread, where Python cannot take signals, nothing changes.
+    """
+    stop = Stop(again)
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return

@@ -119,9 +119,13 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises:
         InputError: if another process holds it.
+        WorkError: if the folder cannot be made.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise WorkError(f"Cannot write in {folder}: {error.strerror or error}.") from error
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -16,7 +16,7 @@ class Metrics:
     """A JSONL file of one line an outer step, cut back to the checkpoint on resume."""
 
     def __init__(self, path: Path, *, keep_before: int) -> None:
-        lines = path.read_text().splitlines() if path.is_file() else []
+        lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
         kept = [line for line in lines if _iteration(line) < keep_before]
         write_text(path, "".join(line + "\n" for line in kept))
         self._file = open(path, "a")  # noqa: SIM115 - closed by close()

@@ -59,9 +59,9 @@ def from_json(data: Any) -> Any:
     if "type" not in data:
         return {key: from_json(item) for key, item in data.items()}
     body = {key: from_json(item) for key, item in data.items() if key != "type"}
-    cls = _RECORDS.get(data["type"])
+    cls = _RECORDS.get(str(data["type"]))
     if cls is None:
-        raise unknown("record", data["type"], _RECORDS)
+        raise unknown("record", str(data["type"]), _RECORDS)
     fields = {f.name for f in dataclasses.fields(cls)}
     for key in body:
         if key not in fields:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from potstill.core.errors import InputError
+from potstill.core.errors import InputError, WorkError
 from potstill.core.files import replacing
 
 
@@ -23,6 +23,8 @@ def _split(tree: Any, name: str, tensors: dict[str, Tensor]) -> Any:
         tensors[name] = tree.detach().cpu().contiguous().clone()
         return {"tensor": name}
     if isinstance(tree, dict):
+        if not all(isinstance(k, str) for k in tree):
+            raise TypeError(f"The keys of a state tree are strings, unlike those of {name}.")
         return {"dict": {k: _split(v, f"{name}.{k}", tensors) for k, v in tree.items()}}
     if isinstance(tree, (list, tuple)):
         kind = "list" if isinstance(tree, list) else "tuple"
@@ -58,16 +60,20 @@ def save_tree(path: Path, tree: Any) -> None:
     """Write a state tree atomically.
 
     Raises:
-        TypeError: for a leaf that is neither a tensor nor JSON.
+        TypeError: for a leaf that is neither a tensor nor JSON, or a key that is no string.
         WorkError: if the disk refuses.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     tensors: dict[str, Tensor] = {}
     skeleton = json.dumps(_split(tree, "t", tensors))
     head = json.dumps({"skeleton": skeleton, "sha256": tensor_digest(tensors, skeleton)})
-    with replacing(path) as temporary:  # one entry: safetensors writes several in random order
-        save_file(tensors, str(temporary), metadata={"potstill": head})
+    try:
+        with replacing(path) as temporary:  # one entry: safetensors writes several in random order
+            save_file(tensors, str(temporary), metadata={"potstill": head})
+    except SafetensorError as error:
+        raise WorkError(f"Cannot write {path}: {error}.") from error
 
 
 def load_tree(path: Path) -> Any:
@@ -86,7 +92,7 @@ def load_tree(path: Path) -> Any:
         sound = meta["sha256"] == tensor_digest(tensors, skeleton)
     except FileNotFoundError:
         raise InputError(f"There is no file {path}.") from None
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
         raise InputError(f"{path} is truncated or not a potstill file ({error}).") from error
     if not sound:
         raise InputError(f"{path} was altered after it was written (its checksum differs).")

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from potstill.core.files import file_hash, read_json, replacing_folder, write_json
 from potstill.core.errors import InputError
+from potstill.core.files import file_hash, read_json, replacing_folder, write_json
 from potstill.core.spec import spec_hash, to_json
 
 
@@ -51,10 +51,15 @@ class Store:
             InputError: if a file is missing, truncated or altered; says what to remove.
         """
         folder = self.path(kind, spec)
-        for name, digest in read_json(folder / "done.json")["files"].items():
-            if not (folder / name).is_file() or file_hash(folder / name) != digest:
-                raise InputError(
-                    f"{folder / name} was truncated or altered after it was written; "
-                    f"remove {folder} to have it made again."
-                )
+        try:
+            done = read_json(folder / "done.json")
+            sound = done["spec"] == to_json(spec)
+            bad = [n for n, d in done["files"].items() if file_hash(folder / n) != d]
+        except (InputError, OSError, KeyError, TypeError, AttributeError):
+            sound, bad = False, []
+        if bad or not sound:
+            raise InputError(
+                f"{folder / (bad or ['done.json'])[0]} was truncated or altered after it was "
+                f"written; remove {folder} to have it made again."
+            )
         return folder

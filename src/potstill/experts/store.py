@@ -46,7 +46,11 @@ class Trajectory:
         path = self.folder / "trajectory.safetensors"
         try:
             with safe_open(str(path), framework="pt") as file:
-                return file.get_slice("theta")[epoch : epoch + 1][0].clone()
+                theta = file.get_slice("theta")
+                last = theta.get_shape()[0] - 1
+                if not 0 <= epoch <= last:
+                    raise InputError(f"{path} holds epochs 0 to {last}, not {epoch}.")
+                return theta[epoch : epoch + 1][0].clone()
         except (SafetensorError, OSError) as error:
             raise InputError(f"{path} is missing, truncated or not a trajectory.") from error
 

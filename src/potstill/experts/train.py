@@ -7,7 +7,7 @@ Source: Cazenavette et al., Dataset Distillation by Matching Training Trajectori
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -44,11 +44,22 @@ class ExpertPlan:
     """Augmentation of the real images."""
 
     def __post_init__(self) -> None:
-        if self.count < 1 or self.epochs < 1:
-            raise InputError(
-                f"An expert plan needs at least 1 expert of 1 epoch, not {self.count} of "
-                f"{self.epochs}."
-            )
+        if self.count < 1:
+            raise InputError(f"count of experts must be at least 1, not {self.count}.")
+        if self.epochs < 1:
+            raise InputError(f"epochs of an expert must be at least 1, not {self.epochs}.")
+        _ = self.train  # its records refuse a bad step size, batch, momentum or decay
+
+    @property
+    def train(self) -> TrainSpec:
+        """Return how each expert is trained."""
+        return TrainSpec(
+            lr=self.lr,
+            segments=(Segment(epochs=self.epochs),),
+            batch=self.batch,
+            optimizer=SGD(momentum=self.momentum, weight_decay=self.weight_decay),
+            augment=self.augment,
+        )
 
 
 @record
@@ -69,20 +80,10 @@ def expert_tasks(
     plan: ExpertPlan, data: DataSet, space: MeanStd, net: NetSpec, *, seed: int, threads: int
 ) -> Tasks:
     """Return one task an expert; expert k of a seed is the same however many there are."""
-    optimizer = SGD(momentum=plan.momentum, weight_decay=plan.weight_decay)
-    train = TrainSpec(
-        lr=plan.lr,
-        segments=(Segment(epochs=plan.epochs),),
-        batch=plan.batch,
-        optimizer=optimizer,
-        augment=plan.augment,
+    first = ExpertSpec(
+        data=data.ref, space=space, net=net, train=plan.train, seed=seed, index=0, threads=threads
     )
-    specs = tuple(
-        ExpertSpec(
-            data=data.ref, space=space, net=net, train=train, seed=seed, index=k, threads=threads
-        )
-        for k in range(plan.count)
-    )
+    specs = tuple(replace(first, index=k) for k in range(plan.count))
     return Tasks(kind="experts", fn=train_expert, specs=specs, label="experts")
 
 
@@ -129,9 +130,7 @@ def train_expert(spec: ExpertSpec, context: dict[str, str], folder: Path) -> Non
         raise WorkError(
             f"Expert {spec.index} diverged; lower its step size (now {spec.train.lr:g})."
         )
-    validation = accuracy(
-        net, theta, data.val.pixels, data.val.labels, prepare=spec.space.forward
-    )
+    validation = accuracy(net, theta, data.val.pixels, data.val.labels, prepare=spec.space.forward)
     facts = {
         "train_loss": losses,
         "validation_accuracy": validation,

@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol, TypeVar
 from torch import Tensor
 
 from potstill.artefact import DistilledSet
+from potstill.core.errors import InputError
 from potstill.core.registry import Registry
 from potstill.data import DataSet, MeanStd
 from potstill.engine import Tasks
@@ -33,6 +34,15 @@ class SynthBlock:
     ipc: int
     lr_scale: float = 1.0
     images: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.ipc < 1 or not self.lr_scale >= 0:
+            raise InputError(
+                f"A block needs an ipc of at least 1 and an lr_scale of at least 0, not {self.ipc} "
+                f"and {self.lr_scale}."
+            )
+        if self.lr_scale == 0 and self.images is None:
+            raise InputError("A frozen block (lr_scale 0) must bring its images.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +118,8 @@ class Method(Protocol[S]):
         """Return the distilled set of a state."""
         ...
 
-    def scaled(self, scale: str) -> Any:
-        """Return the method with counts fit for `smoke` or `cpu`."""
+    def scaled(self, scale: Literal["smoke", "cpu"]) -> Any:
+        """Return the method with at most the counts of a scale; nothing but counts changes."""
         ...
 
 

@@ -9,6 +9,7 @@ Source: Cazenavette et al., CVPR 2022 (arXiv 2203.11932), algorithm 1.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple, TypedDict
 
@@ -21,6 +22,7 @@ from potstill.experts import Draw
 from potstill.functional import SGD, Batch, unroll
 from potstill.functional.unroll import Loss, Strategy
 
+_LARGEST = math.log(2)  # of the change of log beta in one outer step
 _PATIENCE = 20  # failed outer steps in a row before the run gives up
 _SAFE_EVERY = 50  # outer steps between copies that the NaN guard can go back to
 
@@ -59,23 +61,26 @@ def at_rest(images: tuple[Tensor, ...], beta: Tensor) -> State:
 
 
 def minibatches(
-    images: Tensor, size: int | None, steps: int, augment: DSA | None, chance: torch.Generator
+    shape: Sequence[int],
+    size: int | None,
+    steps: int,
+    augment: DSA | None,
+    chance: torch.Generator,
 ) -> list[Batch]:
-    """Draw a minibatch and its augmentation for each student step.
+    """Draw a minibatch of images [N, C, H, W] and its augmentation for each student step.
 
     A permutation of all images is cut into chunks of `size` (None: one of all) that are taken
     from its end, so the smaller remainder comes first; then a new permutation. Nothing carries
     over to the next outer step.
     """
-    count, channels, height, width = images.shape
+    count, channels, height, width = shape
     queue: list[Tensor] = []
     batches = []
     for _ in range(steps):
         if not queue:
             queue = list(torch.randperm(count, generator=chance).split(size or count))
         index = queue.pop()
-        shape = (channels, height, width)
-        extra = None if augment is None else augment.sample(len(index), shape, chance)
+        extra = augment and augment.sample(len(index), (channels, height, width), chance)
         batches.append(Batch(index=index, extra=extra))
     return batches
 
@@ -123,7 +128,8 @@ def descend(
     """Return the state after the step along the gradient, or None if it would not be finite.
 
     Differs: beta moves by a factor exp(-lr_lr * velocity / beta), equal to the published step to
-    first order and always positive; the published beta can become negative.
+    first order, always positive and at most a doubling or halving; the published beta can become
+    negative, and without the bound ours could fall to 1e-24 in one step and not come back.
     """
     pairs = zip(state["velocity"], matched.images, strict=True)
     velocity = tuple(momentum * v + g for v, g in pairs)
@@ -132,7 +138,8 @@ def descend(
         x - lr_img * scale * v if scale else x
         for x, v, scale in zip(state["images"], velocity, scales, strict=True)
     )
-    beta = state["beta"] * torch.exp(-lr_lr * beta_velocity / state["beta"])
+    change = (-lr_lr * beta_velocity / state["beta"]).clamp(-_LARGEST, _LARGEST)
+    beta = state["beta"] * torch.exp(change)
     sound = torch.stack([matched.loss, beta, *(x.sum() for x in images)])
     if not bool(torch.isfinite(sound).all()) or float(beta) <= 0:
         return None
@@ -157,4 +164,5 @@ def roll_back(state: State, it: int, *, advice: str) -> State:
     if failed >= _PATIENCE:
         raise WorkError(f"{failed} outer steps in a row up to step {it} were not finite; {advice}.")
     back = at_rest(*state["safe"])
-    return State(**{**back, "failed": failed, "rolled_back": state["rolled_back"] + 1})
+    back["failed"], back["rolled_back"] = failed, state["rolled_back"] + 1
+    return back

@@ -143,15 +143,15 @@ class MTT:
         assert ctx.nets is not None
         draw = ctx.nets.draw(ctx.seed, it)
         chance = generator(ctx.seed, "student", it)
-        union = torch.cat(state["images"])
-        scales = [block.lr_scale for block in ctx.synth]
+        labels, scales = labels_of(ctx), [block.lr_scale for block in ctx.synth]
+        shape = (len(labels), *state["images"][0].shape[1:])
         found = match(
             self._loss(ctx),
             draw,
             state["images"],
-            labels_of(ctx),
+            labels,
             state["beta"],
-            minibatches(union, self.batch_syn, self.steps, self.augment, chance),
+            minibatches(shape, self.batch_syn, self.steps, self.augment, chance),
             scales=scales,
             strategy=ctx.plan.strategy,
         )

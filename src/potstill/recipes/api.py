@@ -76,7 +76,7 @@ def scaled(run: Run, scale: str) -> Run:
         method=method,
         net=dataclasses.replace(run.net, width=min(run.net.width, 8 if smoke else 32)),
         resize=None if smoke and run.data.startswith("standin:") else run.resize,
-        limit=min(run.limit or 1000, 20 if smoke else 1000),
+        limit=min(run.limit or 1000, max(run.ipc, 20) if smoke else 1000),
         select_every=0 if smoke else run.select_every and max(1, method.iterations // 3),
         scale=scale,
     )

@@ -16,6 +16,9 @@ from potstill.recipes.api import RECIPES, Published, Recipe
 from potstill.run import Run
 
 ZCA = "the published row whitens with ZCA; this version normalises with mean and std instead"
+CROP = "images are cropped to a square before they are normalised; the original squashes them"
+LISTED = "MTT, arXiv 2203.11932, as PAD re-lists it"
+SUBSETS = "MTT, arXiv 2203.11932, as FTD re-lists it"
 
 
 class _Row(NamedTuple):
@@ -86,7 +89,7 @@ def _recipe(row: _Row) -> Recipe:
             data=data,
             ipc=row.ipc,
             net=NetSpec(name=row.net),
-            stats=f"{row.data}@mtt" if row.data in _SHAPES else "imagenet@mtt",
+            stats=f"{row.data}@mtt" if row.data in _SHAPES else "tiny@mtt",  # = ImageNet's
             resize=None if row.data in _SHAPES else size,
             select_every=500,
             recipe=f"mtt_{row.data}_ipc{row.ipc}",
@@ -97,8 +100,10 @@ def _recipe(row: _Row) -> Recipe:
         data=name,
         shape=(channels, size, size),
         classes=classes,
-        published=Published(accuracy=row.accuracy, std=row.std, source="arXiv 2203.11932"),
-        differs=(ZCA,) if row.zca else (),
+        published=Published(
+            accuracy=row.accuracy, std=row.std, source=LISTED if row.data in _SHAPES else SUBSETS
+        ),
+        differs=((ZCA,) if row.zca else ()) + (() if row.data in _SHAPES else (CROP,)),
     )
 
 

@@ -1,0 +1,173 @@
+"""What every registered method promises; a new method only adds its small settings here."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from potstill.artefact import load
+from potstill.core.errors import InputError
+from potstill.core.spec import from_json, spec_hash, to_json
+from potstill.core.state import load_tree, save_tree
+from potstill.core.store import Store
+from potstill.data import open_data
+from potstill.engine import Tasks, run_tasks
+from potstill.experts import ExpertPlan
+from potstill.functional import accuracy
+from potstill.methods import METHODS
+from potstill.methods.mtt import MTT
+from potstill.nets import NetSpec
+from potstill.run import Run, preflight
+
+SMALL = {
+    "mtt": MTT(
+        iterations=6,
+        steps=3,
+        expert_epochs=1,
+        max_start_epoch=2,
+        batch_syn=12,
+        lr_img=10.0,
+        lr_lr=1e-5,
+        lr_init=0.05,
+        evaluation_epochs=20,
+        experts=ExpertPlan(count=2, epochs=2, lr=0.05, batch=64),
+    ),
+}
+WRONG = {
+    "mtt": [
+        *({name: 0} for name in ("iterations", "steps", "expert_epochs", "max_start_epoch")),
+        *({name: 0} for name in ("batch_syn", "evaluation_epochs", "lr_img", "lr_init")),
+        *({name: -1} for name in ("iterations", "batch_syn", "lr_lr", "momentum")),
+        *({name: float("nan")} for name in ("lr_img", "lr_lr", "lr_init", "momentum")),
+        {"momentum": 1.0},
+        {"image_init": "fancy"},
+    ],
+}
+EVERY = pytest.mark.parametrize("name", METHODS.names())
+
+
+@pytest.fixture(autouse=True)
+def _alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("POTSTILL_CACHE", str(tmp_path / "cache"))
+    torch.set_num_threads(1)
+
+
+def ready(name, tmp_path, *, seed=0):
+    """Do the phases of a method up to its loop; return the method and the loop's context."""
+    method = SMALL[name]
+    run = Run(
+        method=method,
+        data="digits",
+        ipc=2,
+        net=NetSpec(name="convnet2", width=8),
+        seed=seed,
+        limit=40,
+        threads=1,
+    )
+    data = open_data(run.data, limit=run.limit)
+    ctx, _ = preflight(run, data)
+    done = {}
+    while isinstance(phase := method.phases(ctx, done), Tasks):
+        done[phase.kind] = run_tasks(phase, Store(tmp_path / "store"))
+    assert phase is not None
+    assert phase.steps == method.iterations
+    assert method.phases(ctx, {**done, "loop": []}) is None
+    return method, replace(ctx, nets=phase.nets)
+
+
+def bytes_of(state, folder):
+    save_tree(folder / "tree", state)
+    return (folder / "tree").read_bytes()
+
+
+def walked(method, ctx, state, start, stop):
+    seen = []
+    for it in range(start, stop):
+        state, numbers = method.step(ctx, state, it)
+        seen.append(numbers)
+    return state, seen
+
+
+@EVERY
+def test_small_settings_travel_as_json(name):
+    method = SMALL[name]
+    assert type(method) is METHODS.get(name)
+    assert from_json(to_json(method)) == method
+    assert spec_hash(from_json(to_json(method))) == spec_hash(method)
+    assert from_json(to_json(METHODS.get(name)())) == METHODS.get(name)()
+
+
+@EVERY
+def test_the_state_continues_bit_for_bit_from_a_file(name, tmp_path):
+    method, ctx = ready(name, tmp_path)
+    whole, numbers = walked(method, ctx, method.init(ctx), 0, 6)
+    half, first = walked(method, ctx, method.init(ctx), 0, 3)
+    text = bytes_of(half, tmp_path)
+    again = load_tree(tmp_path / "tree")
+    assert bytes_of(again, tmp_path) == text
+    method, fresh = ready(name, tmp_path)
+    end, second = walked(method, fresh, again, 3, 6)
+    assert bytes_of(end, tmp_path) == bytes_of(whole, tmp_path) != text
+    assert first + second == numbers
+    for row in numbers:
+        assert all(torch.isfinite(torch.tensor(float(value))) for value in row.values())
+
+
+@EVERY
+def test_the_same_seed_gives_the_same_bytes(name, tmp_path):
+    ends = []
+    for folder, seed in (("a", 0), ("b", 0), ("c", 1)):
+        torch.manual_seed(len(ends))
+        global_state = torch.random.get_rng_state()
+        method, ctx = ready(name, tmp_path / folder, seed=seed)
+        ends.append(bytes_of(walked(method, ctx, method.init(ctx), 0, 2)[0], tmp_path))
+        assert torch.equal(torch.random.get_rng_state(), global_state)
+    assert ends[0] == ends[1] != ends[2]
+
+
+@EVERY
+def test_a_step_does_not_change_its_input(name, tmp_path):
+    method, ctx = ready(name, tmp_path)
+    state, _ = walked(method, ctx, method.init(ctx), 0, 1)
+    before = bytes_of(state, tmp_path)
+    method.step(ctx, state, 1)
+    assert bytes_of(state, tmp_path) == before
+
+
+@EVERY
+def test_the_export_saves_loads_and_trains_a_network(name, tmp_path):
+    method, ctx = ready(name, tmp_path)
+    state, _ = walked(method, ctx, method.init(ctx), 0, 6)
+    made = method.export(ctx, state)
+    made.save(tmp_path / "set")
+    back = load(tmp_path / "set")
+    assert torch.equal(back.images, made.images)
+    assert from_json(back.origin.method_spec) == method
+    assert back.ipc == (2,) * 10
+    model = back.train("convnet2", seed=0)
+    test = ctx.data.test
+    with torch.no_grad():
+        hits = model(test.pixels).argmax(1) == test.labels
+    untrained = accuracy(
+        ctx.net, ctx.net.theta0, test.pixels, test.labels, prepare=ctx.space.forward
+    )
+    assert float(hits.float().mean()) > max(0.3, untrained + 0.1)
+
+
+@EVERY
+def test_scaled_methods_still_fit(name):
+    for scale in ("smoke", "cpu"):
+        for method in (METHODS.get(name)(), SMALL[name]):
+            small = method.scaled(scale)
+            assert type(small) is type(method)
+            assert small.scaled(scale) == small
+            assert small.iterations <= method.iterations
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"), [(name, wrong) for name in METHODS.names() for wrong in WRONG[name]], ids=str
+)
+def test_wrong_settings_are_refused(name, wrong):
+    ((field, value),) = wrong.items()
+    with pytest.raises(InputError, match=rf"{field}.*{value}"):
+        replace(SMALL[name], **wrong)

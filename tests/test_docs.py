@@ -1,0 +1,31 @@
+"""The documents say what the code does."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+from potstill.cli import COMMANDS
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_scales_page_is_current() -> None:
+    page = runpy.run_path(str(ROOT / "docs" / "make_scales.py"))["main"]()
+    assert (ROOT / "docs" / "scales.md").read_text() == page
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/architecture.md"])
+def test_links_lead_somewhere(page: str) -> None:
+    path = ROOT / page
+    links = re.findall(r"\]\(([^)#:]+)\)", path.read_text())
+    assert all((path.parent / link).exists() for link in links), links
+
+
+def test_readme_commands_exist() -> None:
+    used = set(re.findall(r"^potstill (\w+)", (ROOT / "README.md").read_text(), re.MULTILINE))
+    assert used
+    assert used <= set(COMMANDS)
