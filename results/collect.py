@@ -39,9 +39,7 @@ def collect(run: Path, name: str, command: str) -> None:
     commit = subprocess.check_output([*git, "rev-parse", "HEAD"], text=True).strip()
     changed = subprocess.check_output([*git, "status", "--porcelain", "..", ":!."], text=True)
     config = json.loads((run / "config.json").read_text())
-    cost = json.loads(
-        json.loads((run / "distilled" / "set.json").read_text())["origin"]["cost"]
-    )
+    cost = json.loads(json.loads((run / "distilled" / "set.json").read_text())["origin"]["cost"])
     facts = {
         "command": command,
         "commit": commit + (" with changes" if changed.strip() else ""),

@@ -227,7 +227,7 @@ def test_bad_images(refused, tmp_path):
         f"folder:{lonely}": ("'birds' has 1 image",),
         f"folder:{mixed}": ("differ in size", "--resize"),
         f"folder:{tmp_path / 'file'}": ("file",),
-        f"parquet:{tmp_path / 'empty'}": ("parquet",),
+        f"parquet:{tmp_path / 'empty'}": ("is empty",),
         str(good): (f"folder:{good}",),
     }
     out = tmp_path / "run"

@@ -190,8 +190,8 @@ def test_beta_at_most_doubles_or_halves_whatever_its_step_size():
     start = METHOD.init(ctx)
     plain, _ = METHOD.step(ctx, start, 0)
     grad, beta = plain["beta_velocity"], start["beta"]
-    small, _ = replace(METHOD, lr_lr=1e-9).step(ctx, start, 0)
-    assert float(small["beta"] - beta) == pytest.approx(-1e-9 * float(grad), rel=0.2, abs=4e-9)
+    small, _ = replace(METHOD, lr_lr=1e-6).step(ctx, start, 0)
+    assert float(small["beta"] - beta) == pytest.approx(-1e-6 * float(grad), rel=0.02)
     for lr_lr in (0.0, 1e-3, 1.0, 1e6, 1e30):
         state, before = start, float(beta)
         for it in range(6):

@@ -200,8 +200,19 @@ def test_signal_in_the_experts_keeps_the_finished_ones(tmp_path, whole):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_to_the_command(number, tmp_path):
     out = tmp_path / "run"
-    arguments = ["distill", "--method", "mtt", "--data", "digits", "--ipc", "1", "--scale", "smoke", "--threads", "1"]
-    arguments += ["--out", str(out), "--method.iterations", "100000", "--net.name", "convnet1"]
+    arguments = ["distill", "--method", "mtt", "--data", "digits", "--ipc", "1"]
+    arguments += [
+        "--scale",
+        "smoke",
+        "--threads",
+        "1",
+        "--out",
+        str(out),
+        "--method.iterations",
+        "100000",
+        "--net.name",
+        "convnet1",
+    ]
     process = subprocess.Popen(
         [sys.executable, "-m", "potstill", *arguments], stderr=subprocess.PIPE, text=True
     )
@@ -309,12 +320,12 @@ def test_a_spoilt_checkpoint_is_refused_and_can_be_removed(tmp_path, whole, monk
     ]
     for data in spoilt:
         checkpoint.write_bytes(data)
-        with pytest.raises(InputError, match="checkpoint.*Remove") as error:
+        with pytest.raises(InputError, match=r"checkpoint.*Remove") as error:
             resume(out)
         assert str(checkpoint) in str(error.value)
         assert "\n" not in str(error.value)
     checkpoint.write_bytes((whole[0] / "distilled" / "set.safetensors").read_bytes())
-    with pytest.raises(InputError, match="checkpoint.*Remove"):
+    with pytest.raises(InputError, match=r"checkpoint.*Remove"):
         resume(out)
     checkpoint.unlink()
     resume(out)

@@ -1,8 +1,8 @@
 """potstill: distil an image data set into a few images that train a network almost as well.
 
-    import potstill
-    s = potstill.load("runs/x")           # a distilled set, with its recipe
-    model = s.train("convnet3")           # a network trained on it; takes uint8 or [0, 1] images
+import potstill
+s = potstill.load("runs/x")           # a distilled set, with its recipe
+model = s.train("convnet3")           # a network trained on it; takes uint8 or [0, 1] images
 """
 
 from __future__ import annotations

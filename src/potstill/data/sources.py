@@ -85,9 +85,7 @@ def open_standin(rest: str, resize: int | None) -> Parts:
         chosen = split.labels < classes
         return Split(split.pixels[chosen].repeat(1, channels, 1, 1), split.labels[chosen])
 
-    return Parts(
-        train=part(digits.train), test=part(digits.test), classes=digits.classes[:classes]
-    )
+    return Parts(train=part(digits.train), test=part(digits.test), classes=digits.classes[:classes])
 
 
 def open_cached(rest: str, resize: int | None) -> Parts:

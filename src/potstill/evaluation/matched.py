@@ -15,7 +15,13 @@ from potstill.core.files import read_json
 from potstill.core.store import Store, default_cache
 from potstill.data import DataSet, reopen
 from potstill.engine import Tasks, run_tasks
-from potstill.evaluation.coreset import Features, counts_of, medoid_real, pixel_features, random_real
+from potstill.evaluation.coreset import (
+    Features,
+    counts_of,
+    medoid_real,
+    pixel_features,
+    random_real,
+)
 from potstill.evaluation.protocol import PROTOCOLS, Protocol
 from potstill.evaluation.result import Result, Row, spread
 from potstill.evaluation.tasks import Distilled, EvalSpec, Real, evaluate_one, set_digest
