@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-import potstill.run as runner
+import potstill.run.runner as runner
 from potstill.artefact import load
 from potstill.core.errors import InputError
 from potstill.core.files import locked, write_json
@@ -27,7 +27,9 @@ from potstill.evaluation import evaluate
 from potstill.experts import ExpertPlan
 from potstill.methods.mtt import MTT
 from potstill.nets import NetSpec
-from potstill.run import Interrupted, Run, Where, distil, preflight, resume
+from potstill.run import Interrupted, Run, Where, distil, preflight, recorded_plan, resume
+
+RUNNER = "potstill.run.runner"
 
 STEPS = 6
 
@@ -121,10 +123,18 @@ MOMENTS = {
     "configuration": (0, "potstill.core.files:os", "replace", 2, "before", 0.0, None),
     "experts": (0, "potstill.core.store", "write_json", 2, "before", 0.0, None),
     "no checkpoint yet": (0, "potstill.core.log:Metrics", "write", 4, "after", 999.0, None),
-    "after a checkpoint": (0, "potstill.run", "save_tree", 3, "after", 0.0, 3),
-    "before a checkpoint": (0, "potstill.run", "save_tree", 3, "before", 0.0, 2),
-    "between candidate and checkpoint": (3, "potstill.run", "_better", 1, "after", 999.0, None),
-    "before the set is saved": (3, "potstill.run:DistilledSet", "save", 3, "before", 0.0, 6),
+    "after a checkpoint": (0, RUNNER, "save_tree", 3, "after", 0.0, 3),
+    "before a checkpoint": (0, RUNNER, "save_tree", 3, "before", 0.0, 2),
+    "between candidate and checkpoint": (
+        3,
+        RUNNER,
+        "_better",
+        1,
+        "after",
+        999.0,
+        None,
+    ),
+    "before the set is saved": (3, "potstill.run.runner:DistilledSet", "save", 3, "before", 0.0, 6),
 }
 
 
@@ -404,14 +414,14 @@ def test_the_plan_follows_the_budget():
 def test_a_resumed_run_keeps_its_plan(tmp_path, whole, monkeypatch):
     run, out = tiny(threads=None), tmp_path / "run"
     half_way(out, monkeypatch, run)
-    plan, threads = runner.recorded_plan(out), torch.get_num_threads()
+    plan, threads = recorded_plan(out), torch.get_num_threads()
     assert plan.threads == threads
     torch.set_num_threads(threads + 1)
     try:
         resume(out)
     finally:
         torch.set_num_threads(threads)
-    assert runner.recorded_plan(out) == plan
+    assert recorded_plan(out) == plan
 
 
 def test_selection_keeps_the_best_candidate(tmp_path, monkeypatch):

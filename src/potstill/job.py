@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from potstill.artefact import DistilledSet, load, remember
-from potstill.core.errors import InputError
 from potstill.core.files import write_text
 from potstill.core.log import Quiet, Reporter
 from potstill.core.spec import differences, to_json
@@ -20,15 +19,7 @@ from potstill.functional import Segment, TrainSpec
 from potstill.methods import METHODS, Plan
 from potstill.nets import NetSpec
 from potstill.recipes import Recipe, scaled
-from potstill.run import (
-    Run,
-    Where,
-    distil,
-    open_run_data,
-    preflight,
-    read_run,
-    recorded_plan,
-)
+from potstill.run import Run, Where, distil, preflight, read_run, recorded_data, recorded_plan
 
 
 def distill(
@@ -98,7 +89,7 @@ def score(
     where, report, path = where or Where(), report or Quiet(), Path(path).expanduser()
     s = load(path)
     run = read_run(path) if (path / "config.json").is_file() else None
-    real = _real(s, run, data)
+    real = _real(s, run, path, data)
     features = plan = None
     if run is not None and real is not None:
         plan = recorded_plan(path)
@@ -166,19 +157,11 @@ def _changes(recipe: Recipe, run: Run, s: DistilledSet) -> list[str]:
     return found
 
 
-def _real(s: DistilledSet, run: Run | None, data: str | None) -> DataSet | None:
+def _real(s: DistilledSet, run: Run | None, path: Path, data: str | None) -> DataSet | None:
     if data is not None:
         resize = None if run is None else run.resize
         return open_data(data, validation=s.ref.validation, limit=s.ref.limit, resize=resize)
-    if run is None:
-        return None
-    real = open_run_data(run)
-    if real.ref != s.ref:
-        raise InputError(
-            f"{run.data} does not hold the images any more that this run was made of; name them "
-            "with --data."
-        )
-    return real
+    return None if run is None else recorded_data(path)
 
 
 def _expert_features(run: Run, real: DataSet, plan: Plan, where: Where) -> Features | None:

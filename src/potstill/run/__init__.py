@@ -1,0 +1,23 @@
+"""Runs: one configuration, one folder, phases in order, resumable at any moment."""
+
+from potstill.run.config import Run, Where, open_run_data, plan_lines, preflight, resolved
+from potstill.run.folder import read_run, recorded_data, recorded_plan, resume_line
+from potstill.run.runner import distil, resume
+from potstill.run.stop import Interrupted, stoppable
+
+__all__ = [
+    "Interrupted",
+    "Run",
+    "Where",
+    "distil",
+    "open_run_data",
+    "plan_lines",
+    "preflight",
+    "read_run",
+    "recorded_data",
+    "recorded_plan",
+    "resolved",
+    "resume",
+    "resume_line",
+    "stoppable",
+]

@@ -1,0 +1,246 @@
+"""Carry out a run: phases in order, resumable at any moment."""
+
+from __future__ import annotations
+
+import dataclasses
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from potstill.artefact import DistilledSet, load
+from potstill.core.errors import InputError
+from potstill.core.files import locked, read_json, sweep, write_json
+from potstill.core.log import Metrics, Quiet, Reporter
+from potstill.core.spec import canonical
+from potstill.core.state import load_tree, save_tree
+from potstill.core.store import Store
+from potstill.data import DataSet
+from potstill.engine import Tasks, run_tasks
+from potstill.evaluation.tasks import Distilled, EvalSpec, evaluate_one, set_digest
+from potstill.methods.api import Context, Loop
+from potstill.run.config import Run, Where, open_run_data, plan_line, preflight, resolved
+from potstill.run.folder import (
+    config_of,
+    environment,
+    made,
+    occupied,
+    plan_of,
+    read_run,
+    recorded_data,
+    resume_line,
+)
+from potstill.run.stop import Stop, stoppable
+
+
+def distil(
+    run: Run,
+    out: Path,
+    *,
+    data: DataSet | None = None,
+    where: Where | None = None,
+    report: Reporter | None = None,
+) -> DistilledSet:
+    """Carry out a run in the folder `out`, or go on with it; return the distilled set.
+
+    Raises:
+        InputError: for bad settings or data, a folder that holds another run, or one in use.
+        WorkError: if the work failed.
+        Interrupted: after Ctrl-C or SIGTERM; the run can be resumed.
+    """
+    where, report = where or Where(), report or Quiet()
+    if occupied(out):
+        raise InputError(f"{out} exists and is not a run; choose another folder.")
+    data = data or open_run_data(run)
+    run = resolved(run, data)
+    plan = plan_of(run, out, data)
+    if (found := made(out)) is not None:
+        return found
+    ctx, cost = preflight(run, data, plan)
+    config = config_of(run, ctx, data)
+    with locked(out), _threads(ctx.plan.threads), stoppable(resume_line(out)) as stop:
+        if plan != plan_of(run, out, data):
+            raise InputError(f"Another process began the same run in {out} just now.")
+        if plan is None:
+            write_json(out / "config.json", config)
+        for folder in (out, out / "state", out / "candidates"):
+            sweep(folder)
+        write_json(out / "env.json", environment())
+        notes = ("smoke: not a result",) if run.scale == "smoke" else ()
+        for line in (*notes, *data.notes, plan_line(run, ctx, cost)):
+            report.say(line)
+        return _phases(run, ctx, out, where, report, stop)
+
+
+def resume(
+    out: Path, *, where: Where | None = None, report: Reporter | None = None
+) -> DistilledSet:
+    """Go on with the run in a folder; a finished run returns its set at once.
+
+    Raises:
+        InputError: if the folder is not a run, or as `distil`.
+    """
+    run = read_run(out)
+    found = made(out)
+    if found is not None:
+        return found
+    return distil(run, out, data=recorded_data(out), where=where, report=report)
+
+
+def _phases(
+    run: Run, ctx: Context, out: Path, where: Where, report: Reporter, stop: Stop
+) -> DistilledSet:
+    store, done = where.open_store(), {}
+    if (found := made(out)) is not None:  # as `sweep` found it
+        return found
+    began = time.perf_counter(), time.process_time()
+    result: DistilledSet | None = None
+    while (phase := run.method.phases(ctx, done)) is not None:
+        if isinstance(phase, Tasks):
+            with report.phase(phase.label, len(phase.specs)) as advance:
+                run_tasks(
+                    phase,
+                    store,
+                    engine=where.engine,
+                    workers=where.workers,
+                    on_done=lambda done, total, advance=advance: advance(done),
+                )
+            done[phase.kind] = [store.verify(phase.kind, spec) for spec in phase.specs]
+        else:
+            looped = dataclasses.replace(ctx, nets=phase.nets)
+            with stop.gently():
+                result = _loop(run, looped, phase, out, store, where, report, stop)
+            done["loop"] = [out]
+    assert result is not None
+    spent = {
+        "seconds": round(time.perf_counter() - began[0], 3),
+        "cpu_seconds": round(time.process_time() - began[1], 3),
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+    origin = dataclasses.replace(result.origin, recipe=run.recipe, cost=canonical(spent))
+    result = dataclasses.replace(result, origin=origin)
+    result.save(out / "distilled")
+    return result
+
+
+def _loop(
+    run: Run,
+    ctx: Context,
+    loop: Loop,
+    out: Path,
+    store: Store,
+    where: Where,
+    report: Reporter,
+    stop: Stop,
+) -> DistilledSet:
+    """Take the outer steps from the last checkpoint on and return the chosen set."""
+    file = out / "state" / "checkpoint.safetensors"
+    if file.exists():
+        try:
+            saved = load_tree(file)
+            it, state, best = saved["it"], saved["state"], saved["best"]
+        except (InputError, KeyError, TypeError) as error:
+            raise InputError(
+                f"The checkpoint cannot be read ({error}) Remove {file} to begin the outer steps "
+                "anew; the experts are kept."
+            ) from error
+        report.say(f"Going on at outer step {it} of {loop.steps}.")
+    else:
+        it, state, best = 0, run.method.init(ctx), None
+    metrics = Metrics(out / "metrics.jsonl", keep_before=it)
+
+    def checkpoint() -> None:
+        metrics.sync()
+        save_tree(file, {"it": it, "state": state, "best": best})
+
+    saved_at, rolled_back = time.monotonic(), 0.0
+    try:
+        with report.phase("distilling", loop.steps, it) as advance:
+            while it < loop.steps and not stop.asked:
+                state, numbers = run.method.step(ctx, state, it)
+                metrics.write(it, numbers)
+                it += 1
+                if numbers.get("rolled_back", 0.0) > rolled_back:
+                    rolled_back = numbers["rolled_back"]
+                    report.say(f"Outer step {it - 1} was not finite: rolled back.")
+                advance(it, " ".join(f"{k} {v:.4g}" for k, v in list(numbers.items())[:2]))
+                if _is_mark(run, it, loop.steps):
+                    best = _better(run, ctx, state, it, best, out, store, where)
+                    checkpoint()
+                elif time.monotonic() - saved_at >= where.checkpoint_seconds:
+                    checkpoint()
+                    saved_at = time.monotonic()
+        checkpoint()
+        stop.check()
+    finally:
+        metrics.close()
+    if best is None:
+        return _exported(run, ctx, state, it, "last outer step")
+    rule = f"best of validation checks every {run.select_every} outer steps"
+    chosen = load(out / "candidates" / str(best["it"]))
+    origin = dataclasses.replace(chosen.origin, selection=rule)
+    return dataclasses.replace(chosen, origin=origin)
+
+
+def _is_mark(run: Run, it: int, last: int) -> bool:
+    return run.select_every > 0 and (it % run.select_every == 0 or it == last)
+
+
+def _exported(run: Run, ctx: Context, state: Any, it: int, selection: str) -> DistilledSet:
+    s = run.method.export(ctx, state)
+    origin = dataclasses.replace(s.origin, iteration=it, selection=selection)
+    return dataclasses.replace(s, origin=origin)
+
+
+def _better(
+    run: Run,
+    ctx: Context,
+    state: Any,
+    it: int,
+    best: dict[str, Any] | None,
+    out: Path,
+    store: Store,
+    where: Where,
+) -> dict[str, Any]:
+    """Save the set of this moment, score it on the validation part, return the better one."""
+    candidate = _exported(run, ctx, state, it, "candidate")
+    folder = out / "candidates" / str(it)
+    candidate.save(folder)
+    specs = tuple(
+        EvalSpec(
+            what=Distilled(digest=set_digest(candidate)),
+            net=run.net,
+            train=candidate.recipe,
+            seed=1000 + k,
+            data=ctx.data.ref,
+            space=ctx.space,
+            threads=ctx.plan.threads,
+        )
+        for k in range(run.select_nets)
+    )
+    tasks = Tasks(
+        kind="evaluations",
+        fn=evaluate_one,
+        specs=specs,
+        context={"set": str(folder)},
+        label="check",
+    )
+    run_tasks(tasks, store, engine=where.engine, workers=where.workers)
+    folders = [store.verify(tasks.kind, spec) for spec in specs]
+    values = [read_json(f / "result.json")["val"] for f in folders]
+    score = sum(values) / len(values)
+    return {"it": it, "score": score} if best is None or score > best["score"] else best
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
