@@ -104,7 +104,8 @@ def test_inline_failures_and_wrong_settings(tmp_path):
             run_tasks(tasks(1), store, engine=engine, workers=workers)
 
 
-def test_interrupt_ends_the_workers_and_leaves_no_rubbish(tmp_path):
+def sleeping(tmp_path: Path) -> tuple[subprocess.Popen[bytes], int]:
+    """Start a process with one busy worker; return it and the worker's number."""
     script = tmp_path / "slow.py"
     script.write_text(
         textwrap.dedent("""
@@ -140,8 +141,31 @@ def test_interrupt_ends_the_workers_and_leaves_no_rubbish(tmp_path):
     while not started.exists() or not started.read_text().endswith("."):
         assert run.poll() is None
         time.sleep(0.05)
+    return run, int(started.read_text()[:-1])
+
+
+def ended(process: int) -> bool:
+    for _ in range(200):
+        try:
+            os.kill(process, 0)
+            if Path(f"/proc/{process}/stat").read_text().split()[2] == "Z":
+                return True  # ended, and nobody reaps orphans here
+        except (ProcessLookupError, FileNotFoundError):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_interrupt_ends_the_workers_and_leaves_no_rubbish(tmp_path):
+    run, worker = sleeping(tmp_path)
     os.killpg(run.pid, signal.SIGINT)
     assert run.wait(timeout=20) == 130
     assert not list((tmp_path / "sleep").iterdir())
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(started.read_text()[:-1]), 0)
+    assert ended(worker)
+
+
+def test_workers_end_with_a_killed_parent(tmp_path):
+    run, worker = sleeping(tmp_path)
+    run.kill()
+    run.wait()
+    assert ended(worker)

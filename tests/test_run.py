@@ -457,3 +457,15 @@ def test_selection_keeps_the_best_candidate(tmp_path, monkeypatch):
 def test_where_refuses_what_cannot_work(wrong):
     with pytest.raises(InputError):
         Where(**wrong)
+
+
+def test_costs_add_up_over_sessions(tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    half_way(out, monkeypatch, tiny())
+    spent = json.loads((out / "state" / "spent.json").read_text())
+    assert spent["cpu_seconds"] > 0
+    known = {**spent, "cpu_seconds": 1000.0, "seconds": 2000.0}
+    (out / "state" / "spent.json").write_text(json.dumps(known))
+    costs = resume(out).origin.costs
+    assert costs["cpu_seconds"] > 1000
+    assert costs["seconds"] > 2000

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -134,9 +135,17 @@ def _in_worker(job: Callable[[], None]) -> None:
 
 
 def _obey_parent_only() -> None:
-    """Leave Ctrl-C to the parent; let its SIGTERM unwind, so that no temporary folder stays."""
+    """Leave Ctrl-C to the parent, unwind at its SIGTERM, and end when it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _in_processes(jobs: list[partial[None]], workers: int, tick: Callable[[], None]) -> None:

@@ -19,10 +19,15 @@ class NetSpec:
     """Name a network and its variant; the defaults are the ConvNet-D3 of the DC/DSA/MTT papers."""
 
     name: str = "convnet3"
+    """Exact name of the network (see `potstill nets`)."""
     width: int = 128
+    """Channels of each block."""
     norm: str = "instance"
+    """Normalisation: none, batch, layer, instance or group."""
     act: str = "relu"
+    """Activation: relu, sigmoid or leaky."""
     pool: str = "avg"
+    """Pooling: none, max or avg."""
 
 
 Factory = Callable[[NetSpec, int, tuple[int, int], int], nn.Module]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +33,7 @@ from potstill.run.folder import (
     recorded_data,
     resume_line,
 )
+from potstill.run.spent import Spent
 from potstill.run.stop import Stop, stoppable
 
 
@@ -97,7 +97,7 @@ def _phases(
     store, done = where.open_store(), {}
     if (found := made(out)) is not None:  # as `sweep` found it
         return found
-    began = time.perf_counter(), time.process_time()
+    spent = Spent(out / "state" / "spent.json")
     result: DistilledSet | None = None
     while (phase := run.method.phases(ctx, done)) is not None:
         if isinstance(phase, Tasks):
@@ -110,18 +110,14 @@ def _phases(
                     on_done=lambda done, total, advance=advance: advance(done),
                 )
             done[phase.kind] = [store.verify(phase.kind, spec) for spec in phase.specs]
+            spent.save()
         else:
             looped = dataclasses.replace(ctx, nets=phase.nets)
             with stop.gently():
-                result = _loop(run, looped, phase, out, store, where, report, stop)
+                result = _loop(run, looped, phase, out, store, where, report, stop, spent)
             done["loop"] = [out]
     assert result is not None
-    spent = {
-        "seconds": round(time.perf_counter() - began[0], 3),
-        "cpu_seconds": round(time.process_time() - began[1], 3),
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-    }
-    origin = dataclasses.replace(result.origin, recipe=run.recipe, cost=canonical(spent))
+    origin = dataclasses.replace(result.origin, recipe=run.recipe, cost=canonical(spent.total()))
     result = dataclasses.replace(result, origin=origin)
     result.save(out / "distilled")
     return result
@@ -136,6 +132,7 @@ def _loop(
     where: Where,
     report: Reporter,
     stop: Stop,
+    spent: Spent,
 ) -> DistilledSet:
     """Take the outer steps from the last checkpoint on and return the chosen set."""
     file = out / "state" / "checkpoint.safetensors"
@@ -156,6 +153,7 @@ def _loop(
     def checkpoint() -> None:
         metrics.sync()
         save_tree(file, {"it": it, "state": state, "best": best})
+        spent.save()
 
     saved_at, rolled_back = time.monotonic(), 0.0
     try:

@@ -1,0 +1,264 @@
+"""The command line. Exit codes: 0 done, 1 the work failed, 2 the input was wrong, 130 stopped."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from potstill.cli.flags import EvaluateFlags, Score, Work, one, parse, run_from
+from potstill.core.errors import InputError, WorkError, unknown
+
+if TYPE_CHECKING:
+    from potstill.evaluation import Result
+    from potstill.run import Run, Where
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit."""
+    sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command and return its exit code."""
+    from potstill import __version__
+
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        _print_help()
+        return 0
+    if arguments[0] == "--version":
+        print(f"potstill {__version__}")
+        return 0
+    try:
+        command = COMMANDS.get(arguments[0])
+        if command is None:
+            raise unknown("command", arguments[0], COMMANDS)
+        return command(arguments[1:])
+    except InputError as error:
+        return _fail(error, 2)
+    except KeyboardInterrupt as stop:
+        print(f"potstill: stopped{f'; {stop}' if str(stop) else '.'}", file=sys.stderr)
+        return 130
+    except SystemExit as stop:  # tyro leaves so after --help
+        return int(stop.code or 0)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - nobody reads any more
+        return 0
+    except WorkError as error:
+        return _fail(error, 1)
+    except MemoryError:
+        return _fail(WorkError("Out of memory; lower --memory, ipc or the batch."), 1)
+    except Exception as error:
+        if os.environ.get("POTSTILL_DEBUG"):
+            raise
+        hint = "set POTSTILL_DEBUG=1 for the traceback"
+        return _fail(WorkError(f"{type(error).__name__}: {error} ({hint})."), 1)
+
+
+def _fail(error: Exception, code: int) -> int:
+    if os.environ.get("POTSTILL_DEBUG"):
+        raise error
+    print(f"potstill: {' '.join(str(error).split())}", file=sys.stderr)
+    return code
+
+
+def _print_help() -> None:
+    print("potstill: distil an image data set into a few images that train a network.\n")
+    print("usage: potstill COMMAND ...        (potstill COMMAND --help says more)\n")
+    for name, command in COMMANDS.items():
+        print(f"  {name:<11}{(command.__doc__ or '').splitlines()[0]}")
+    print("\nexit codes: 0 done, 1 the work failed, 2 the input was wrong, 130 stopped")
+
+
+def _console() -> Any:
+    from potstill.core.log import Console
+
+    return Console()
+
+
+def _distill(arguments: list[str]) -> int:
+    """Distil images: potstill distill RECIPE | --method M --data D --ipc N [--scale cpu]."""
+    run_spec, found = run_from(arguments, "distill")
+    name = run_spec.recipe or type(run_spec.method).__name__.lower()
+    out = found.out or Path("runs") / f"{name}-{run_spec.scale}-seed{run_spec.seed}"
+    return _carry_out(run_spec, out, found.where(), evaluate=found.evaluate)
+
+
+def _carry_out(run_spec: Run, out: Path, where: Where, *, evaluate: bool) -> int:
+    from potstill.run import distil, resume_line, stoppable
+
+    report = _console()
+    distil(run_spec, out, where=where, report=report)
+    report.say(f"distilled set: {out / 'distilled'} (preview.png shows it)")
+    if evaluate:
+        with stoppable(resume_line(out)):
+            _score(out, Score(), where)
+    return 0
+
+
+def _score(path: Path, score: Score, where: Where) -> Result:
+    """Evaluate a set or run, print the table, keep the rows beside a run."""
+    from potstill.job import score as score_set
+    from potstill.report import rich_table
+
+    report = _console()
+    result = score_set(
+        path,
+        data=score.data,
+        nets=score.nets,
+        seeds=score.seeds,
+        protocol=score.protocol,
+        baselines=score.baselines,
+        where=where,
+        report=report,
+    )
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 140).print(rich_table(result))
+    return result
+
+
+def _resume(arguments: list[str]) -> int:
+    """Go on with an interrupted run: potstill resume RUN."""
+    path, rest = one(arguments, "resume", "run")
+    work = parse(Work, rest, name="resume RUN", text="Go on with the run in the folder RUN.")
+    from potstill.run import read_run
+
+    where, out = work.where(), Path(path)
+    return _carry_out(read_run(out), out, where, evaluate=True)
+
+
+def _evaluate(arguments: list[str]) -> int:
+    """Score a set or run beside random and k-means real images: potstill evaluate SET_OR_RUN."""
+    path, rest = one(arguments, "evaluate", "set_or_run")
+    flags = parse(
+        EvaluateFlags,
+        rest,
+        name="evaluate SET_OR_RUN",
+        text="Train fresh networks on a distilled set and on as many real images; compare.",
+    )
+    from potstill.run import stoppable
+
+    with stoppable("the same command; what is finished is kept"):
+        _score(Path(path), flags, flags.where())
+    return 0
+
+
+def _reproduce(arguments: list[str]) -> int:
+    """Carry out a recipe and compare with its published number: potstill reproduce RECIPE."""
+    name, rest = one(arguments, "reproduce", "recipe")
+    from potstill.job import verdict
+    from potstill.recipes import RECIPES
+
+    run_spec, found = run_from([name, *rest] if name else rest, "reproduce")
+    out = found.out or Path("runs") / f"{name}-{run_spec.scale}-seed{run_spec.seed}"
+    _carry_out(run_spec, out, found.where(), evaluate=True)
+    print(verdict(RECIPES.get(name), run_spec, out))
+    return 0
+
+
+def _plan(arguments: list[str]) -> int:
+    """Say what a run will need before it starts (flags as for distill)."""
+    from potstill.run import open_run_data, plan_lines
+
+    run_spec, _ = run_from(arguments, "plan")
+    for line in plan_lines(run_spec, open_run_data(run_spec)):
+        print(line)
+    return 0
+
+
+def _demo(arguments: list[str]) -> int:
+    """Show the main job offline on scikit-learn's digits, in about two minutes."""
+    from potstill.demo import DemoFlags, demo
+
+    text = "Show the main job offline, in about two minutes: distil scikit-learn's digits, compare."
+    flags = parse(DemoFlags, arguments, name="demo", text=text)
+    return demo(flags.out, _console())
+
+
+def _listing(rows: Sequence[tuple[str, str]]) -> int:
+    width = max((len(name) for name, _ in rows), default=0)
+    for name, text in rows:
+        print(f"{name:<{width}}  {text}".rstrip())
+    return 0
+
+
+def _first_line(thing: Any) -> str:
+    return (thing.__doc__ or "").strip().splitlines()[0] if thing.__doc__ else ""
+
+
+def _recipes(arguments: list[str]) -> int:
+    """List the recipes with their published numbers."""
+    from potstill.recipes import RECIPES
+
+    _nothing(arguments, "recipes")
+    rows = []
+    for name in RECIPES.names():
+        recipe = RECIPES.get(name)
+        spread = "" if recipe.published.std is None else f" ± {recipe.published.std}"
+        number = f"published {recipe.published.accuracy}{spread} % ({recipe.published.source})"
+        rows.append(
+            (
+                name,
+                f"{recipe.data}; {number}{'; ' if recipe.differs else ''}"
+                f"{'; '.join(recipe.differs)}",
+            )
+        )
+    return _listing(rows)
+
+
+def _methods(arguments: list[str]) -> int:
+    """List the methods."""
+    from potstill.methods import METHODS
+
+    _nothing(arguments, "methods")
+    return _listing([(n, _first_line(METHODS.get(n))) for n in METHODS.names()])
+
+
+def _datasets(arguments: list[str]) -> int:
+    """List where images can come from."""
+    from potstill.data import SOURCES
+
+    _nothing(arguments, "datasets")
+    return _listing([(n, SOURCES.get(n).help) for n in SOURCES.names()])
+
+
+def _nets(arguments: list[str]) -> int:
+    """List the networks."""
+    from potstill.nets import NETS
+
+    _nothing(arguments, "nets")
+    return _listing([(n, _first_line(NETS.get(n))) for n in NETS.names()])
+
+
+def _protocols(arguments: list[str]) -> int:
+    """List the rules of evaluation."""
+    from potstill.evaluation import PROTOCOLS
+
+    _nothing(arguments, "protocols")
+    return _listing([(n, PROTOCOLS.get(n).help) for n in PROTOCOLS.names()])
+
+
+def _nothing(arguments: list[str], name: str) -> None:
+    """Refuse arguments of a listing; its help says what the list below it is."""
+    if arguments in (["-h"], ["--help"]):
+        print(f"usage: potstill {name}\n\n{_first_line(COMMANDS[name])}\n")
+    elif arguments:
+        raise InputError(f"potstill {name} takes no arguments, not {arguments[0]!r}.")
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "demo": _demo,
+    "distill": _distill,
+    "resume": _resume,
+    "plan": _plan,
+    "evaluate": _evaluate,
+    "reproduce": _reproduce,
+    "recipes": _recipes,
+    "methods": _methods,
+    "datasets": _datasets,
+    "nets": _nets,
+    "protocols": _protocols,
+}

@@ -1,0 +1,225 @@
+"""Flags of the commands; tyro stays in here."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from potstill.core.errors import InputError, unknown
+
+if TYPE_CHECKING:
+    from potstill.run import Run, Where
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """Who does the work and where it is kept; changes nothing in the result."""
+
+    engine: str = "inline"
+    """inline, or processes for several experts and evaluations side by side."""
+    workers: int = 1
+    """Worker processes."""
+    store: Path | None = None
+    """Folder of finished experts and evaluations; in the user's cache by default."""
+    device: str = "cpu"
+    """cpu (this version computes on the CPU only)."""
+
+    def where(self) -> Where:
+        """Return what the runner wants to know."""
+        from potstill.run import Where
+
+        if self.device not in ("cpu", "auto"):
+            raise InputError(f"device {self.device!r} is not supported yet; allowed: cpu, auto.")
+        return Where(engine=self.engine, workers=self.workers, store=self.store)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFlags(Work):
+    """Flags of commands that make a run."""
+
+    out: Path | None = None
+    """Folder of the run; runs/NAME-SCALE-seedN by default."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistilFlags(RunFlags):
+    """Flags of `distill`."""
+
+    evaluate: bool = True
+    """Score the set when it is made, as `potstill evaluate` does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """How a distilled set is scored."""
+
+    data: str | None = None
+    """The real images; by default those the set was made of, from the cache."""
+    nets: tuple[str, ...] = ()
+    """Networks to train on the set; by default the one it was made with."""
+    seeds: int | None = None
+    """Networks a row; the protocol's number (5) by default."""
+    protocol: str = "strict"
+    """Rules of the evaluation (see `potstill protocols`)."""
+    baselines: bool = True
+    """Also train on random and k-means-medoid real images, as many a class."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateFlags(Score, Work):
+    """Score a distilled set beside matched real images."""
+
+
+def parse(cls: type[T], arguments: list[str], *, name: str, text: str) -> T:
+    """Parse flags into a dataclass; a mistake becomes one sentence."""
+    import tyro
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                cls,
+                args=arguments,
+                prog=f"potstill {name}",
+                description=text,
+                registry=_flag_types(),
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+    lines = [line.strip("│╭╮╰╯ ") for line in said.getvalue().splitlines()][1:]
+    end = next((k for k, line in enumerate(lines) if not line.strip("─")), len(lines))
+    sentence = " ".join(lines[:end]).rstrip(".") or "The arguments are wrong"
+    sentence = re.sub(r"^Error parsing (?!--)[^:]*: ", "", sentence)
+    near = next((lines[k + 1] for k, s in enumerate(lines[:-1]) if s.startswith("Perhaps")), "")
+    hint = f" (did you mean {near.split()[0]}?)" if near else ""
+    raise InputError(f"{sentence}{hint}; potstill {name} --help lists what is allowed.")
+
+
+def _flag_types() -> Any:
+    """Return how tyro reads types that are no plain values: an augmentation is `none` or a name."""
+    from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+    from potstill.augment import DSA
+
+    registry = ConstructorRegistry()
+
+    @registry.primitive_rule
+    def augmentation(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+        if info.type != DSA | None:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="none|OPERATIONS",
+            instance_from_str=lambda texts: None if texts[0] == "none" else DSA(strategy=texts[0]),
+            is_instance=lambda thing: thing is None or isinstance(thing, DSA),
+            str_from_instance=lambda thing: ["none" if thing is None else thing.strategy],
+        )
+
+    return registry
+
+
+def one(arguments: list[str], name: str, what: str) -> tuple[str, list[str]]:
+    """Split off the one positional argument of a command."""
+    if not arguments or arguments[0].startswith("-"):
+        if {"-h", "--help"} & set(arguments):
+            return "", arguments
+        raise InputError(f"What is missing is the {what}: potstill {name} {what.upper()} [flags].")
+    return arguments[0], arguments[1:]
+
+
+def taken(arguments: list[str], flag: str) -> tuple[str | None, list[str]]:
+    """Take `--flag value` or `--flag=value` out of a list of arguments."""
+    rest, value, k = [], None, 0
+    while k < len(arguments):
+        if arguments[k] == flag:
+            if k + 1 == len(arguments):
+                raise InputError(f"{flag} needs a value.")
+            value, k = arguments[k + 1], k + 2
+        elif arguments[k].startswith(flag + "="):
+            value, k = arguments[k].split("=", 1)[1], k + 1
+        else:
+            rest.append(arguments[k])
+            k += 1
+    return value, rest
+
+
+def _settings(default: Run, *more: type, missing: Sequence[str] = ()) -> type[Any]:
+    """Return a class of flags: those of a run with their defaults, and those of `more`.
+
+    The method has its own type; flags in `missing` have to be given.
+    """
+    import tyro
+
+    own = {"method": type(default.method), "recipe": tyro.conf.Suppress[str | None]}
+    fields = [
+        (
+            f.name,
+            own.get(f.name, f.type),
+            dataclasses.field(default=getattr(default, f.name), kw_only=True),
+        )
+        for f in dataclasses.fields(default)
+        if f.name not in missing
+    ]
+    bases, space = (type(default), *more), {"__module__": type(default).__module__}
+    return dataclasses.make_dataclass(
+        "Settings", fields, bases=bases, namespace=space, frozen=True, kw_only=True
+    )
+
+
+def run_from(arguments: list[str], name: str) -> tuple[Run, Any]:
+    """Return the run that the arguments of `distill` or `plan` describe, and the other flags."""
+    from potstill.methods import METHODS
+    from potstill.recipes import SCALES, from_recipe, scaled
+    from potstill.run import Run
+
+    method, rest = taken(arguments, "--method")
+    data, rest = taken(rest, "--data")
+    scale, rest = taken(rest, "--scale")
+    scale = scale or "full"
+    if scale not in SCALES:
+        raise unknown("scale", scale, SCALES)
+    asked = bool({"-h", "--help"} & set(rest))
+    recipe = rest.pop(0) if rest and not rest[0].startswith("-") else None
+    missing = ["data"] if asked and data is None else []
+    if recipe is not None and method is not None:
+        raise InputError("Give a recipe or --method, not both.")
+    if recipe is not None:
+        default = from_recipe(recipe, data=data or ("DATA" if asked else None), scale=scale)
+    else:
+        if method is None and not asked:
+            raise InputError(
+                "Give a recipe (see `potstill recipes`) or --method M --data D --ipc N."
+            )
+        if data is None and not asked:
+            raise InputError("Name the images with --data: digits, folder:DIR or parquet:DIR.")
+        spec = METHODS.get(method or "mtt")()
+        ipc, rest = taken(rest, "--ipc")
+        if ipc is None and not asked:
+            raise InputError("Say how many images a class are wanted: --ipc N.")
+        if ipc is not None and not ipc.lstrip("-").isdecimal():
+            raise InputError(f"--ipc must be a whole number, not {ipc!r}.")
+        missing += ["ipc"] if ipc is None else []
+        default = scaled(Run(method=spec, data=data or "DATA", ipc=int(ipc or 1)), scale)
+    about = f"The recipe {recipe}" if recipe else f"The method {method or 'mtt'}"
+    which = "RECIPE, or --method M --data D --ipc N."
+    text, *more = {
+        "distill": (f"Distil images. {which}", DistilFlags),
+        "plan": (f"Say what a run will need before it starts. {which}",),
+        "reproduce": ("Carry out a recipe and compare with its published number.", RunFlags),
+    }[name]
+    found = parse(
+        _settings(default, *more, missing=missing),
+        rest,
+        name=f"{name} RECIPE" if name == "reproduce" else name,
+        text=f"{text} {about} at scale {scale} has the defaults below.",
+    )
+    return Run(**{f.name: getattr(found, f.name) for f in dataclasses.fields(Run)}), found
