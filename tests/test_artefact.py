@@ -417,7 +417,7 @@ def test_train_returns_a_model_for_pictures(tmp_path, kind):
 
     assert torch.equal(pickle.loads(pickle.dumps(model))(fresh), model(fresh))
     empty = build(made.net, channels=3, size=(16, 16), classes=3, seed=5)
-    other = Deployed(empty, MeanStd(mean=(0.0,) * 3, std=(1.0,) * 3)).eval()
+    other = Deployed(empty, MeanStd(mean=(0.0,) * 3, std=(1.0,) * 3), (3, 16, 16)).eval()
     other.load_state_dict(model.state_dict())
     assert torch.equal(other(fresh), model(fresh))
 
@@ -429,7 +429,8 @@ def test_train_resolves_the_name_of_the_network():
         return next(distilled.train(net).net.parameters()).shape[0]
 
     assert width("convnet2") == 16  # as the set was made
-    assert width("convnet1") == NetSpec().width
+    assert width("convnet1") == 16  # a ConvNet of another depth, with the same options
+    assert width(None) == 16
     assert width(NetSpec(name="convnet2", width=8)) == 8
     with pytest.raises(InputError, match="convnet9000"):
         distilled.train("convnet9000")
@@ -438,8 +439,11 @@ def test_train_resolves_the_name_of_the_network():
 def test_deployed_refuses_what_is_no_picture():
     distilled = make()
     net = build(distilled.net, channels=3, size=(16, 16), classes=3, seed=0)
-    model = Deployed(net, distilled.space)
+    model = Deployed(net, distilled.space, (3, 16, 16))
     pictures, _ = colours()
+    for wrong in (pictures[0], pictures[:, :1], pictures[:, :, :8], pictures.movedim(1, 3)):
+        with pytest.raises(InputError, match=r"\[N, 3, 16, 16\]"):
+            model(wrong)
     for wrong in (pictures * 255, distilled.images, (pictures * 255).int()):
         with pytest.raises(InputError, match=r"in \[0, 1\]"):
             model(wrong)

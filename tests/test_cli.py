@@ -1,6 +1,7 @@
 """The command line: help, listings, and one plain sentence for each mistake."""
 
 import dataclasses
+import json
 import re
 import shutil
 from pathlib import Path
@@ -327,16 +328,19 @@ def test_reproduce_smoke_needs_no_data(capsys, tmp_path):
 
 def test_a_verdict_needs_the_recipes_settings_and_images(finished):
     recipe = RECIPES.get("mtt_cifar10_ipc50")
-    row = '{"name": "distilled", "mean": 0.99, "std": 0.01, "ci95": 0.01, "n": 5}\n'
     out = Path(shutil.copytree(finished / "run", "run"))
-    (out / "eval.jsonl").write_text(row)
+    row = {"name": "distilled", "mean": 0.99, "std": 0.01, "ci95": 0.01, "n": 5}
+    strict = {**row, "net": potstill.load(out).net.name, "protocol": "strict"}
+    others = [{**strict, "protocol": "mtt", "mean": 0.1}, {**strict, "net": "vgg", "mean": 0.1}]
+    lines = [json.dumps(line) + "\n" for line in (*others, strict, {**strict, "n": 2, "mean": 0.1})]
+    (out / "eval.jsonl").write_text("".join(lines))
     exact = recipe.make("digits")
     assert "10 classes of images (1, 8, 8) are not CIFAR-10" in verdict(recipe, exact, out)
     other = dataclasses.replace(exact, ipc=60)
     assert "not comparable (ipc: 50 -> 60;" in verdict(recipe, other, out)
     small = dataclasses.replace(recipe, shape=(1, 8, 8))
     seeded = dataclasses.replace(exact, seed=3, threads=1)
-    assert verdict(small, seeded, out).endswith(": met")
+    assert ": met. Always different" in verdict(small, seeded, out)
 
 
 def test_resume_command_of_a_finished_run_scores_it(finished, tmp_path, capsys, monkeypatch):
@@ -345,7 +349,14 @@ def test_resume_command_of_a_finished_run_scores_it(finished, tmp_path, capsys, 
     assert cli.run(["resume", str(out)]) == 0
     assert "k-means" in capsys.readouterr().out
     assert len((out / "eval.jsonl").read_text().splitlines()) >= 3
-    assert potstill.load(out).origin.accuracy
+    accuracy = potstill.load(out).origin.measured
+    assert accuracy["n"] == 5
+    before = (out / "eval.jsonl").read_text().splitlines()
+    flags = ["--nets", "convnet1", "--no-baselines", "--seeds", "1"]
+    assert cli.run(["evaluate", str(out / "distilled"), *flags]) == 0
+    after = (out / "eval.jsonl").read_text().splitlines()
+    assert after[:-1] == before
+    assert potstill.load(out).origin.measured == accuracy
 
 
 def test_augmentation_flag(tmp_path, capsys):

@@ -231,9 +231,9 @@ def test_the_guard_goes_back_to_the_start_within_the_first_steps():
 def test_the_guard_goes_back_to_the_last_safe_state():
     ctx, state = context(broken={53}), METHOD.init(context())
     for it in range(49, 53):
-        state, _ = METHOD.step(ctx, state, it)
         if it == 50:
-            safe = state
+            safe = state  # what step 50 found a finite loss with
+        state, _ = METHOD.step(ctx, state, it)
     moved = state
     state, _ = METHOD.step(ctx, state, 53)
     assert same(state["images"], safe["images"])

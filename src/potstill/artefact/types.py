@@ -17,7 +17,7 @@ from potstill.core.spec import record
 from potstill.data.normalise import MeanStd
 from potstill.data.types import DataRef
 from potstill.functional.train import TrainSpec
-from potstill.nets.spec import NetSpec
+from potstill.nets.spec import NetSpec, variant
 
 
 class Decoder(Protocol):
@@ -168,15 +168,14 @@ class DistilledSet:
         images, targets = self.decoded()
         return Loader(images, targets, batch_size=batch_size, shuffle=shuffle, seed=seed)
 
-    def train(self, net: str | NetSpec = "convnet3", *, seed: int = 0) -> Deployed:
+    def train(self, net: str | NetSpec | None = None, *, seed: int = 0) -> Deployed:
         """Train a fresh network by the recipe of the set, on the device of its images.
 
-        A name stands for the defaults of that network, or, if the set was made with a network of
-        that name, for the options used then. Returns a module that takes pictures: uint8, or
-        float in [0, 1].
+        The default is the network that the set was made with; a ConvNet of another depth takes
+        its width and so on, as in `potstill.evaluate`. Returns a module that takes pictures:
+        uint8, or float in [0, 1], of the channels and size of the data set.
         """
-        if isinstance(net, str):
-            net = self.net if net == self.net.name else NetSpec(name=net)
+        net = self.net if net is None else variant(net, self.net) if isinstance(net, str) else net
         images, targets = self.decoded()
         classes = len(self.classes)
         return trained(net, self.recipe, self.space, images, targets, classes=classes, seed=seed)

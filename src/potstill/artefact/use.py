@@ -55,8 +55,9 @@ class Deployed(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, net: nn.Module, space: MeanStd) -> None:
+    def __init__(self, net: nn.Module, space: MeanStd, shape: tuple[int, ...]) -> None:
         super().__init__()
+        self.shape = tuple(shape)
         first = next(net.parameters())
         for name, numbers in (("mean", space.mean), ("std", space.std)):
             value = torch.tensor(numbers, dtype=first.dtype, device=first.device)
@@ -65,6 +66,11 @@ class Deployed(nn.Module):
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Return logits [N, K]."""
+        if tuple(pictures.shape[1:]) != self.shape:
+            raise InputError(
+                f"Pictures must be [N, {', '.join(map(str, self.shape))}], "
+                f"not {list(pictures.shape)}."
+            )
         if pictures.dtype == torch.uint8:
             x = pictures.to(self.mean.dtype) / 255
         elif pictures.is_floating_point():
@@ -104,4 +110,4 @@ def trained(
     )
     flat = FlatNet(fresh.to(images.device))
     theta = fit(flat, flat.theta0, images, targets, recipe, seed=seed, key=("train",))
-    return Deployed(flat.load(theta), space).eval()
+    return Deployed(flat.load(theta), space, images.shape[1:]).eval()

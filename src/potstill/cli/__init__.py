@@ -87,10 +87,17 @@ def _distill(arguments: list[str]) -> int:
 
 
 def _carry_out(run_spec: Run, out: Path, where: Where, *, evaluate: bool) -> int:
-    from potstill.run import distil, resume_line, stoppable
+    from potstill.run import distil
 
     report = _console()
     distil(run_spec, out, where=where, report=report)
+    return _finish(out, where, report, evaluate=evaluate)
+
+
+def _finish(out: Path, where: Where, report: Any, *, evaluate: bool) -> int:
+    """Say where the set is and score it."""
+    from potstill.run import resume_line, stoppable
+
     report.say(f"distilled set: {out / 'distilled'} (preview.png shows it)")
     if evaluate:
         with stoppable(resume_line(out)):
@@ -124,10 +131,11 @@ def _resume(arguments: list[str]) -> int:
     """Go on with an interrupted run: potstill resume RUN."""
     path, rest = one(arguments, "resume", "run")
     work = parse(Work, rest, name="resume RUN", text="Go on with the run in the folder RUN.")
-    from potstill.run import read_run
+    from potstill.run import resume
 
-    where, out = work.where(), Path(path)
-    return _carry_out(read_run(out), out, where, evaluate=True)
+    where, out, report = work.where(), Path(path), _console()
+    resume(out, where=where, report=report)
+    return _finish(out, where, report, evaluate=True)
 
 
 def _evaluate(arguments: list[str]) -> int:

@@ -193,7 +193,7 @@ def run_from(arguments: list[str], name: str) -> tuple[Run, Any]:
     if recipe is not None and method is not None:
         raise InputError("Give a recipe or --method, not both.")
     if recipe is not None:
-        default = from_recipe(recipe, data=data or ("DATA" if asked else None), scale=scale)
+        default = from_recipe(recipe, data="DATA" if asked and data is None else data, scale=scale)
     else:
         if method is None and not asked:
             raise InputError(
@@ -208,7 +208,9 @@ def run_from(arguments: list[str], name: str) -> tuple[Run, Any]:
         if ipc is not None and not ipc.lstrip("-").isdecimal():
             raise InputError(f"--ipc must be a whole number, not {ipc!r}.")
         missing += ["ipc"] if ipc is None else []
-        default = scaled(Run(method=spec, data=data or "DATA", ipc=int(ipc or 1)), scale)
+        default = scaled(
+            Run(method=spec, data="DATA" if data is None else data, ipc=int(ipc or 1)), scale
+        )
     about = f"The recipe {recipe}" if recipe else f"The method {method or 'mtt'}"
     which = "RECIPE, or --method M --data D --ipc N."
     text, *more = {

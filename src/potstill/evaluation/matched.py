@@ -26,7 +26,7 @@ from potstill.evaluation.protocol import PROTOCOLS, Protocol
 from potstill.evaluation.result import Result, Row, spread
 from potstill.evaluation.tasks import Distilled, EvalSpec, Real, evaluate_one, set_digest
 from potstill.functional import TrainSpec
-from potstill.nets import NetSpec
+from potstill.nets import NetSpec, variant
 
 BASELINES = ("random real", "k-means medoid")
 
@@ -92,7 +92,7 @@ def evaluate(
     path, s = (None, s) if isinstance(s, DistilledSet) else (s, load(s))
     data = reopen(s.ref) if data is None else data
     _check_data(s, data)
-    chosen = [_named(net, s.net) if isinstance(net, str) else net for net in nets or (s.net,)]
+    chosen = [variant(net, s.net) if isinstance(net, str) else net for net in nets or (s.net,)]
     images = _images(s, data, rules, whole, features)
     groups = [_groups(s, net, images, rules.seeds, threads) for net in chosen]
     specs = tuple(spec for of_net in groups for group in of_net for spec in group.specs)
@@ -136,10 +136,6 @@ def _folder(s: DistilledSet, path: str | Path | None) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         s.save(Path(folder) / "set")
         yield Path(folder) / "set"
-
-
-def _named(name: str, own: NetSpec) -> NetSpec:
-    return replace(own, name=name) if name.startswith("convnet") else NetSpec(name=name)
 
 
 def _check_data(s: DistilledSet, data: DataSet) -> None:

@@ -47,6 +47,8 @@ class EvalSpec:
     data: DataRef
     space: MeanStd
     threads: int
+    revision: int = 1
+    """Raised when the code changes what is measured, so that old results are not reused."""
 
 
 def set_digest(s: DistilledSet) -> str:

@@ -74,6 +74,8 @@ class ExpertSpec:
     seed: int
     index: int
     threads: int
+    revision: int = 1
+    """Raised when the code changes what an expert becomes, so that old ones are not reused."""
 
 
 def expert_tasks(

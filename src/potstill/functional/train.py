@@ -5,6 +5,7 @@ Nothing here is differentiated through; see `potstill.functional.unroll` for tha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -69,7 +70,7 @@ class TrainSpec:
     augment: DSA | None = field(default_factory=DSA)
 
     def __post_init__(self) -> None:
-        if not self.lr > 0:
+        if not 0 < self.lr < math.inf:
             raise InputError(f"The step size lr must be above 0, not {self.lr}.")
         if self.batch < 1:
             raise InputError(f"The batch must hold at least 1 image, not {self.batch}.")

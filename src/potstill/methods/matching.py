@@ -148,7 +148,7 @@ def descend(
         velocity=velocity,
         beta=beta,
         beta_velocity=beta_velocity,
-        safe=(images, beta) if it % _SAFE_EVERY == 0 else state["safe"],
+        safe=(state["images"], state["beta"]) if it % _SAFE_EVERY == 0 else state["safe"],
         failed=0,
         rolled_back=state["rolled_back"],
     )

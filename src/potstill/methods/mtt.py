@@ -13,6 +13,7 @@ T = max_start_epoch, X = distilled images, beta = student step size, A = augment
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -72,9 +73,9 @@ class MTT:
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, not {getattr(self, name)}.")
         for name in ("lr_img", "lr_init"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"{name} must be above 0, not {getattr(self, name)}.")
-        if not self.lr_lr >= 0:
+        if not 0 <= self.lr_lr < math.inf:
             raise InputError(f"lr_lr must be at least 0, not {self.lr_lr}.")
         if not 0 <= self.momentum < 1:
             raise InputError(f"momentum must lie in [0, 1), not {self.momentum}.")

@@ -2,6 +2,6 @@
 
 from potstill.nets import convnet as convnet
 from potstill.nets.flat import FlatNet
-from potstill.nets.spec import NETS, NetSpec, build
+from potstill.nets.spec import NETS, NetSpec, build, variant
 
-__all__ = ["NETS", "FlatNet", "NetSpec", "build"]
+__all__ = ["NETS", "FlatNet", "NetSpec", "build", "variant"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -28,6 +28,11 @@ class NetSpec:
     """Activation: relu, sigmoid or leaky."""
     pool: str = "avg"
     """Pooling: none, max or avg."""
+
+
+def variant(name: str, own: NetSpec) -> NetSpec:
+    """Return the network of a name: a ConvNet takes its options from `own`, others are as named."""
+    return replace(own, name=name) if name.startswith("convnet") else NetSpec(name=name)
 
 
 Factory = Callable[[NetSpec, int, tuple[int, int], int], nn.Module]
