@@ -78,6 +78,7 @@ def score(
     path: str | Path,
     *,
     data: str | None = None,
+    resize: int | None = None,
     nets: Sequence[str] = (),
     seeds: int | None = None,
     protocol: str = "strict",
@@ -98,7 +99,9 @@ def score(
         path = path.parent
     s = load(path)
     run = read_run(path) if (path / "config.json").is_file() else None
-    real = _real(s, run, path, data)
+    if run is not None and resize is None:
+        resize = run.resize
+    real = _real(s, run, path, data, resize)
     features = plan = None
     if run is not None and real is not None:
         plan = recorded_plan(path)
@@ -184,9 +187,10 @@ def _changes(recipe: Recipe, run: Run, s: DistilledSet) -> list[str]:
     return found
 
 
-def _real(s: DistilledSet, run: Run | None, path: Path, data: str | None) -> DataSet | None:
+def _real(
+    s: DistilledSet, run: Run | None, path: Path, data: str | None, resize: int | None
+) -> DataSet | None:
     if data is not None:
-        resize = None if run is None else run.resize
         return open_data(data, validation=s.ref.validation, limit=s.ref.limit, resize=resize)
     return None if run is None else recorded_data(path)
 

@@ -114,6 +114,7 @@ def _score(path: Path, score: Score, where: Where) -> Result:
     result = score_set(
         path,
         data=score.data,
+        resize=score.resize,
         nets=score.nets,
         seeds=score.seeds,
         protocol=score.protocol,
@@ -168,7 +169,7 @@ def _reproduce(arguments: list[str]) -> int:
 
 
 def _plan(arguments: list[str]) -> int:
-    """Say what a run will need before it starts (flags as for distill)."""
+    """Say what a run will need before it starts (flags of the run as for distill)."""
     from potstill.run import open_run_data, plan_lines
 
     run_spec, _ = run_from(arguments, "plan")

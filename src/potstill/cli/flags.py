@@ -63,6 +63,8 @@ class Score:
 
     data: str | None = None
     """The real images; by default those the set was made of, from the cache."""
+    resize: int | None = None
+    """With --data: resize the images as when the set was made; a run knows it by itself."""
     nets: tuple[str, ...] = ()
     """Networks to train on the set; by default the one it was made with."""
     seeds: int | None = None
