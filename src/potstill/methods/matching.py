@@ -128,8 +128,9 @@ def descend(
     """Return the state after the step along the gradient, or None if it would not be finite.
 
     Differs: beta moves by a factor exp(-lr_lr * velocity / beta), equal to the published step to
-    first order, always positive and at most a doubling or halving; the published beta can become
-    negative, and without the bound ours could fall to 1e-24 in one step and not come back.
+    first order, always positive and at most a doubling or halving, and a velocity beyond that is
+    cut to it; the published beta can become negative, and without the bound ours could fall to
+    1e-24 in one step and not come back.
     """
     pairs = zip(state["velocity"], matched.images, strict=True)
     velocity = tuple(momentum * v + g for v, g in pairs)
@@ -138,7 +139,10 @@ def descend(
         x - lr_img * scale * v if scale else x
         for x, v, scale in zip(state["images"], velocity, scales, strict=True)
     )
-    change = (-lr_lr * beta_velocity / state["beta"]).clamp(-_LARGEST, _LARGEST)
+    wanted = -lr_lr * beta_velocity / state["beta"]
+    change = wanted.clamp(-_LARGEST, _LARGEST)
+    bounded = -change * state["beta"] / max(lr_lr, 1e-30)
+    beta_velocity = torch.where(change == wanted, beta_velocity, bounded)
     beta = state["beta"] * torch.exp(change)
     sound = torch.stack([matched.loss, beta, *(x.sum() for x in images)])
     if not bool(torch.isfinite(sound).all()) or float(beta) <= 0:
