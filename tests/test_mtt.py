@@ -394,3 +394,11 @@ def test_scaled_never_raises_a_count():
     for scale in ("smoke", "cpu"):
         made = wide.scaled(scale)
         assert made.max_start_epoch - 1 + made.expert_epochs <= made.experts.epochs
+
+
+def test_experts_of_few_steps_an_epoch_are_advised_against():
+    ctx = context()
+    count = len(ctx.data.train)
+    batches = {n: replace(METHOD.experts, batch=-(-count // n)) for n in (2, 20)}
+    assert "only 2 steps" in replace(METHOD, experts=batches[2]).cost(ctx).notes[0]
+    assert replace(METHOD, experts=batches[20]).cost(ctx).notes == ()

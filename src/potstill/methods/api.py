@@ -89,6 +89,8 @@ class Cost:
     adjoint_bytes: int
     disk_bytes: int
     steps: int
+    notes: tuple[str, ...] = ()
+    """Advice about settings that will work badly on these data."""
 
 
 class Method(Protocol[S]):

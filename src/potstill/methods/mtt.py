@@ -115,6 +115,7 @@ class MTT:
             adjoint_bytes=bytes_of["adjoint"],
             disk_bytes=self.experts.count * (self.experts.epochs + 1) * ctx.net.numel * 4,
             steps=self.iterations,
+            notes=_advice(self.experts, len(ctx.data.train)),
         )
 
     def phases(self, ctx: Context, done: Done) -> Phase | None:
@@ -224,3 +225,15 @@ class MTT:
             batch_syn=min(self.batch_syn, 5) if smoke and self.batch_syn else self.batch_syn,
             evaluation_epochs=min(self.evaluation_epochs, 10 if smoke else 300),
         )
+
+
+def _advice(experts: ExpertPlan, images: int) -> tuple[str, ...]:
+    """Warn of experts that hardly move: few steps an epoch leave nothing to match."""
+    steps = -(-images // experts.batch)
+    if steps >= 10:
+        return ()
+    batch = max(1, images // 20)
+    return (
+        f"Note: an epoch of an expert is only {steps} step{'' if steps == 1 else 's'} of "
+        f"{experts.batch} images; try --method.experts.batch {batch}.",
+    )

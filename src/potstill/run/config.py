@@ -166,6 +166,7 @@ def plan_lines(run: Run, data: DataSet) -> list[str]:
         f"graph of all student steps: {cost.graph_bytes / 2**20:.0f} MiB; adjoint: "
         f"{cost.adjoint_bytes / 2**20:.0f} MiB; budget {run.memory:g} GiB; "
         f"{cost.steps} outer steps",
+        *cost.notes,
     ]
 
 

@@ -71,7 +71,7 @@ def distil(
             sweep(folder)
         write_json(out / "env.json", environment())
         notes = ("smoke: not a result",) if run.scale == "smoke" else ()
-        for line in (*notes, *data.notes, plan_line(run, ctx, cost)):
+        for line in (*notes, *data.notes, *cost.notes, plan_line(run, ctx, cost)):
             report.say(line)
         return _phases(run, ctx, out, where, report, stop)
 
