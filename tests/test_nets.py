@@ -133,7 +133,8 @@ def test_wrong_input_is_one_sentence(changes, size, message):
 def test_smallest_sizes_do_fit():
     for depth in range(1, 9):
         spec = NetSpec(name=f"convnet{depth}", width=1)
-        build(spec, channels=1, size=(2**depth, 2**depth), classes=2, seed=0)
+        net = build(spec, channels=1, size=(2**depth, 2**depth), classes=2, seed=0)
+        assert net(torch.zeros(3, 1, 2**depth, 2**depth)).shape == (3, 2)
     build(NetSpec(name="convnet5", width=1), channels=1, size=(28, 28), classes=2, seed=0)
     build(
         NetSpec(name="convnet8", width=1, pool="none"), channels=1, size=(3, 3), classes=2, seed=0
