@@ -19,20 +19,16 @@ from potstill.artefact import DistilledSet, Hard, Provenance, Soft
 from potstill.core.errors import InputError
 from potstill.core.spec import from_json, to_json
 from potstill.core.store import Store
+from potstill.coresets import Features, medoid_real, medoids, net_features, random_real
 from potstill.data import DataSet, Split, from_arrays, measure_stats
 from potstill.evaluation import (
     PROTOCOLS,
-    Features,
     Result,
     augment_robust,
     evaluate,
     label_robust,
-    medoid_real,
-    net_features,
-    random_real,
     spread,
 )
-from potstill.evaluation.coreset import medoids
 from potstill.functional import SGD, Segment, TrainSpec, fit
 from potstill.nets import FlatNet, NetSpec, build
 from potstill.report import cells, markdown, rich_table, text

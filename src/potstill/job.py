@@ -12,9 +12,10 @@ from potstill.artefact import DistilledSet, load, remember
 from potstill.core.files import write_text
 from potstill.core.log import Quiet, Reporter
 from potstill.core.spec import differences, to_json
+from potstill.coresets import Features, net_features
 from potstill.data import DataSet, open_data
 from potstill.engine import Tasks
-from potstill.evaluation import Features, Result, evaluate, net_features
+from potstill.evaluation import Result, evaluate
 from potstill.evaluation.protocol import STRICT
 from potstill.experts import Trajectory
 from potstill.functional import Segment, TrainSpec

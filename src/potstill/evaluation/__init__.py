@@ -1,6 +1,5 @@
 """Protocols, matched baselines and scores."""
 
-from potstill.evaluation.coreset import Features, medoid_real, net_features, random_real
 from potstill.evaluation.matched import evaluate
 from potstill.evaluation.protocol import PROTOCOLS, Protocol
 from potstill.evaluation.result import Result, Row, spread
@@ -11,7 +10,6 @@ __all__ = [
     "PROTOCOLS",
     "AugmentRobust",
     "EvalSpec",
-    "Features",
     "LabelRobust",
     "Protocol",
     "Result",
@@ -20,8 +18,5 @@ __all__ = [
     "evaluate",
     "evaluate_one",
     "label_robust",
-    "medoid_real",
-    "net_features",
-    "random_real",
     "spread",
 ]

@@ -13,15 +13,9 @@ from potstill.artefact import DistilledSet, load
 from potstill.core.errors import InputError
 from potstill.core.files import read_json
 from potstill.core.store import Store, default_cache
+from potstill.coresets import Features, counts_of, medoid_real, pixel_features, random_real
 from potstill.data import DataSet, reopen
 from potstill.engine import Tasks, run_tasks
-from potstill.evaluation.coreset import (
-    Features,
-    counts_of,
-    medoid_real,
-    pixel_features,
-    random_real,
-)
 from potstill.evaluation.protocol import PROTOCOLS, Protocol
 from potstill.evaluation.result import Result, Row, spread
 from potstill.evaluation.tasks import Distilled, EvalSpec, Real, evaluate_one, set_digest
