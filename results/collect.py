@@ -1,6 +1,6 @@
 """Keep the rows of a finished run in results/ and write the page of results anew.
 
-usage: python results/collect.py RUN NAME "COMMAND"        (in a clean checkout)
+usage: python results/collect.py NAME "COMMAND" RUN...        (in a clean checkout)
 """
 
 from __future__ import annotations
@@ -33,23 +33,26 @@ def machine() -> str:
     return f"{name}, {os.cpu_count()} cores, no GPU, torch {torch.__version__}"
 
 
-def collect(run: Path, name: str, command: str) -> None:
-    """Write results/NAME.jsonl from RUN/eval.jsonl."""
+def collect(runs: list[Path], name: str, command: str) -> None:
+    """Write results/NAME.jsonl from the rows of one or more runs."""
     git = ["git", "-C", str(HERE)]
     commit = subprocess.check_output([*git, "rev-parse", "HEAD"], text=True).strip()
     changed = subprocess.check_output([*git, "status", "--porcelain", "..", ":!."], text=True)
-    config = json.loads((run / "config.json").read_text())
-    cost = json.loads(json.loads((run / "distilled" / "set.json").read_text())["origin"]["cost"])
     facts = {
         "command": command,
         "commit": commit + (" with changes" if changed.strip() else ""),
         "machine": machine(),
-        "distillation": cost,
-        "config": config,
     }
-    rows = [json.loads(line) for line in (run / "eval.jsonl").read_text().splitlines()]
-    lines = [json.dumps({**row, **facts}) for row in rows]
+    lines = [json.dumps({**row, **facts}) for run in runs for row in rows_of(run)]
     (HERE / f"{name}.jsonl").write_text("".join(line + "\n" for line in lines))
+
+
+def rows_of(run: Path) -> list[dict]:
+    """Return the rows of a run with its cost and configuration."""
+    config = json.loads((run / "config.json").read_text())
+    cost = json.loads(json.loads((run / "distilled" / "set.json").read_text())["origin"]["cost"])
+    rows = [json.loads(line) for line in (run / "eval.jsonl").read_text().splitlines()]
+    return [{**row, "distillation": cost, "config": config} for row in rows]
 
 
 def page() -> str:
@@ -58,28 +61,44 @@ def page() -> str:
     for path in sorted(HERE.glob("*.jsonl")):
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         first = rows[0]
-        cost = first["distillation"]
+        costs = {json.dumps(row["config"]): row["distillation"] for row in rows}.values()
+        seconds = sum(cost["cpu_seconds"] for cost in costs)
+        peak = max(cost["peak_bytes"] for cost in costs) / 2**20
         parts += [
             f"## {path.stem}\n",
             f"`{first['command']}`\n",
             f"Commit {first['commit'][:10]}; {first['machine']}; distilled in "
-            f"{cost['cpu_seconds']:.0f} CPU seconds (peak {cost['peak_bytes'] / 2**20:.0f} MiB).\n",
-            "| trained on | network | accuracy % | 95 % interval | n | step size | note |",
-            "|---|---|---|---|---|---|---|",
+            f"{seconds:.0f} CPU seconds (peak {peak:.0f} MiB); protocol "
+            f"{', '.join(dict.fromkeys(row['protocol'] for row in rows))}.\n",
+            "| method, ipc | trained on | network | labels | accuracy % | 95 % interval | n | step "
+            "size | note |",
+            "|---|---|---|---|---|---|---|---|---|",
+            *map(line_of, rows),
         ]
-        for row in rows:
-            mean, half = 100 * row["mean"], 100 * (row["ci95"] or 0)
-            parts.append(
-                f"| {row['name']} | {row['net']} | {mean:.2f} ± {100 * (row['std'] or 0):.2f} | "
-                f"{mean - half:.2f} to {mean + half:.2f} | {row['n']} | {row['lr']:.4g} | "
-                f"{row['note']} |"
-            )
         note = HERE / f"{path.stem}.md"
         parts.append("\n" + note.read_text().strip() + "\n" if note.exists() else "")
     return "\n".join(parts)
 
 
+def line_of(row: dict) -> str:
+    """Return one row as a line of a Markdown table."""
+    run = row["config"]["run"]
+    mean, half = 100 * row["mean"], 100 * (row["ci95"] or 0)
+    cells = (
+        f"{run['method']['type'].lower()}, {run['ipc']}",
+        row["name"],
+        row["net"],
+        row.get("regime", "hard"),
+        f"{mean:.2f} ± {100 * (row['std'] or 0):.2f}",
+        f"{mean - half:.2f} to {mean + half:.2f}",
+        str(row["n"]),
+        f"{row['lr']:.4g}",
+        row["note"],
+    )
+    return f"| {' | '.join(cells)} |"
+
+
 if __name__ == "__main__":
-    if len(sys.argv) == 4:
-        collect(Path(sys.argv[1]), sys.argv[2], sys.argv[3])
+    if len(sys.argv) >= 4:
+        collect([Path(run) for run in sys.argv[3:]], sys.argv[1], sys.argv[2])
     (HERE / "README.md").write_text(page())

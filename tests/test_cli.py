@@ -17,7 +17,7 @@ from potstill.core.errors import InputError, WorkError
 from potstill.experts import ExpertPlan
 from potstill.job import verdict
 from potstill.methods.mtt import MTT
-from potstill.nets import NetSpec
+from potstill.nets import NetSpec, describe
 from potstill.recipes import RECIPES
 from potstill.run import Where, read_run, resume
 
@@ -175,7 +175,7 @@ MISTAKES = {
     "distill --method mtt --data digits --ipc 1 --device cuda": ("'cuda'", "cpu"),
     "distill --method mtt --data digits --ipc 1 --net.name convnett3": ("'convnet3'",),
     "distill --method mtt --data digits --ipc 1 --net.name convnet8": ("convnet8",),
-    "distill --method mtt --data digits --ipc 1 --stats cifar@mtt": (
+    "distill --method mtt --data digits --ipc 1 --normaliser cifar@mtt": (
         "'cifar@mtt'",
         "'cifar10@mtt'",
     ),
@@ -193,13 +193,19 @@ MISTAKES = {
     "reproduce mtt_cifar10_ipc1 --no-evaluate": ("--data",),
     "reproduce mtt_cifar10_ipc1 --scale smoke --no-evaluate": ("--no-evaluate",),
     "plan mtt_cifar10_ipc1 --scale smoke --out x": ("--out",),
-    "plan mtt_cifar10_ipc1 --data digits": ("3 channels", "digits have 1"),
+    "plan mtt_cifar10_ipc50 --data digits": ("3 channels", "digits have 1"),
     "resume": ("RUN",),
     "resume nothing": ("nothing is not a run",),
     "resume . --workers 0": ("workers",),
     "evaluate": ("SET_OR_RUN",),
     "evaluate nothing": ("no distilled set at nothing",),
     "evaluate nothing --protocol": ("--protocol",),
+    "evaluate nothing --regimes online": ("'hard', 'soft'",),
+    "distill --method herding --data digits --ipc 1 --select-every 5": ("herding does not",),
+    "distill --method random --data digits --ipc 500": ("--replacement",),
+    "distill --method mtt --data digits --ipc 1 --fit squash": ("--resize N",),
+    "distill --method mtt --data digits --ipc 1 --classes 1,zebra": ("'zebra'",),
+    "distill --method mtt --data digits --ipc 1 --unknown x": ("--unknown", "--help lists"),
     "methods mtt": ("'mtt'",),
 }
 
@@ -330,7 +336,7 @@ def test_a_verdict_needs_the_recipes_settings_and_images(finished):
     recipe = RECIPES.get("mtt_cifar10_ipc50")
     out = Path(shutil.copytree(finished / "run", "run"))
     row = {"name": "distilled", "mean": 0.99, "std": 0.01, "ci95": 0.01, "n": 5}
-    strict = {**row, "net": potstill.load(out).net.name, "protocol": "strict"}
+    strict = {**row, "net": describe(potstill.load(out).net), "protocol": "strict"}
     others = [{**strict, "protocol": "mtt", "mean": 0.1}, {**strict, "net": "vgg", "mean": 0.1}]
     lines = [json.dumps(line) + "\n" for line in (*others, strict, {**strict, "n": 2, "mean": 0.1})]
     (out / "eval.jsonl").write_text("".join(lines))

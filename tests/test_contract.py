@@ -7,7 +7,7 @@ import torch
 
 from potstill.artefact import load
 from potstill.core.errors import InputError
-from potstill.core.spec import from_json, spec_hash, to_json
+from potstill.core.spec import differences, from_json, spec_hash, to_json
 from potstill.core.state import load_tree, save_tree
 from potstill.core.store import Store
 from potstill.data import open_data
@@ -15,10 +15,15 @@ from potstill.engine import Tasks, run_tasks
 from potstill.experts import ExpertPlan
 from potstill.functional import accuracy
 from potstill.methods import METHODS
+from potstill.methods.chosen import Use
+from potstill.methods.coreset import Herding, KCenter, KMedoids, Random
 from potstill.methods.mtt import MTT
+from potstill.methods.scored import EL2N, Forgetting
 from potstill.nets import NetSpec
 from potstill.run import Run, preflight
 
+EXPERTS = ExpertPlan(count=2, epochs=2, lr=0.05, batch=64)
+ONE, USE = replace(EXPERTS, count=1), Use(lr=0.05, epochs=60)
 SMALL = {
     "mtt": MTT(
         iterations=6,
@@ -30,8 +35,14 @@ SMALL = {
         lr_lr=1e-5,
         lr_init=0.05,
         evaluation_epochs=20,
-        experts=ExpertPlan(count=2, epochs=2, lr=0.05, batch=64),
+        experts=EXPERTS,
     ),
+    "random": Random(use=USE),
+    "herding": Herding(training=ONE, use=USE),
+    "k-center": KCenter(training=ONE, use=USE),
+    "k-medoids": KMedoids(training=ONE, use=USE),
+    "forgetting": Forgetting(training=ONE, use=USE, keep="easiest"),
+    "el2n": EL2N(training=EXPERTS, use=USE, keep="easiest"),
 }
 WRONG = {
     "mtt": [
@@ -42,6 +53,7 @@ WRONG = {
         {"momentum": 1.0},
         {"image_init": "fancy"},
     ],
+    **{name: [{"keep": "middle"}] for name in ("forgetting", "el2n")},
 }
 EVERY = pytest.mark.parametrize("name", METHODS.names())
 
@@ -65,14 +77,14 @@ def ready(name, tmp_path, *, seed=0):
         threads=1,
     )
     data = open_data(run.data, limit=run.limit)
-    ctx, _ = preflight(run, data)
+    ctx, cost = preflight(run, data)
     done = {}
     while isinstance(phase := method.phases(ctx, done), Tasks):
         done[phase.kind] = run_tasks(phase, Store(tmp_path / "store"))
     assert phase is not None
-    assert phase.steps == method.iterations
+    assert phase.steps == cost.steps
     assert method.phases(ctx, {**done, "loop": []}) is None
-    return method, replace(ctx, nets=phase.nets)
+    return method, replace(ctx, nets=phase.nets, done=done)
 
 
 def bytes_of(state, folder):
@@ -137,7 +149,7 @@ def test_a_step_does_not_change_its_input(name, tmp_path):
 @EVERY
 def test_the_export_saves_loads_and_trains_a_network(name, tmp_path):
     method, ctx = ready(name, tmp_path)
-    state, _ = walked(method, ctx, method.init(ctx), 0, 6)
+    state, _ = walked(method, ctx, method.init(ctx), 0, method.cost(ctx).steps)
     made = method.export(ctx, state)
     made.save(tmp_path / "set")
     back = load(tmp_path / "set")
@@ -161,11 +173,15 @@ def test_scaled_methods_still_fit(name):
             small = method.scaled(scale)
             assert type(small) is type(method)
             assert small.scaled(scale) == small
-            assert small.iterations <= method.iterations
+            for line in differences(to_json(method), to_json(small)):
+                before, after = (int(n) for n in line.rpartition(": ")[2].split(" -> "))
+                assert 0 < after < before
 
 
 @pytest.mark.parametrize(
-    ("name", "wrong"), [(name, wrong) for name in METHODS.names() for wrong in WRONG[name]], ids=str
+    ("name", "wrong"),
+    [(name, wrong) for name in METHODS.names() for wrong in WRONG.get(name, [])],
+    ids=str,
 )
 def test_wrong_settings_are_refused(name, wrong):
     ((field, value),) = wrong.items()

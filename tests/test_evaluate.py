@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import json
 import math
 import statistics
@@ -16,11 +15,12 @@ from rich.console import Console
 from scipy import stats
 
 from potstill.artefact import DistilledSet, Hard, Provenance, Soft
+from potstill.augment import DSA
 from potstill.core.errors import InputError
 from potstill.core.spec import from_json, to_json
 from potstill.core.store import Store
-from potstill.coresets import Features, medoid_real, medoids, net_features, random_real
-from potstill.data import DataSet, Split, from_arrays, measure_stats
+from potstill.coresets import random_real
+from potstill.data import DataSet, from_arrays, measure_stats
 from potstill.evaluation import (
     PROTOCOLS,
     Result,
@@ -29,9 +29,11 @@ from potstill.evaluation import (
     label_robust,
     spread,
 )
-from potstill.functional import SGD, Segment, TrainSpec, fit
+from potstill.evaluation.regimes import teacher_of
+from potstill.experts import Trajectory
+from potstill.functional import SGD, Segment, TrainSpec, accuracy, fit, predict
 from potstill.nets import FlatNet, NetSpec, build
-from potstill.report import cells, markdown, rich_table, text
+from potstill.report import cells, markdown, matrix, rich_table, text
 
 NET = NetSpec(name="convnet1", width=4)
 RECIPE = TrainSpec(lr=0.02, segments=(Segment(epochs=6),), batch=8, augment=None)
@@ -114,6 +116,8 @@ def test_rows_engines_store_and_global_generator(tmp_path):
     assert {line["protocol"] for line in lines} == {"strict"}
     assert {line["identity"] for line in lines} == {data.ref.identity}
     assert lines[0]["nbytes"] == s.nbytes()
+    assert lines[1]["nbytes"] == {"images": 6 * 64, "targets": 6 * 8, "normaliser": 8}
+    assert all(line[key] > 0 for line in lines for key in ("seconds", "cpu_seconds", "peak_bytes"))
     assert one.to_json()["cpu_seconds"] > 0
 
 
@@ -157,11 +161,16 @@ def test_networks_whole_set_soft_labels_and_tables(tmp_path):
     nets = ["convnet1", replace(NET, name="convnet2")]
     store = Store(tmp_path)
     result = evaluate(soft, nets=nets, seeds=1, whole=whole, store=store)
-    assert {row.net for row in result.rows} == {"convnet1", "convnet2"}
-    assert result.row("whole set", "convnet2").std is None
+    assert {row.net for row in result.rows} == {"convnet1 width 4", "convnet2 width 4"}
+    assert result.row("whole set", "convnet2 width 4").std is None
     same = evaluate(hard, seeds=1, baselines=False, store=store)
     assert [row.name for row in same.rows] == ["distilled"]
     assert same.rows[0].accuracies == result.rows[0].accuracies
+    head, first, *rest = matrix(result)
+    assert head == ("trained on", "labels", "convnet1 width 4", "convnet2 width 4")
+    one, two = result.rows[0], result.row("distilled", "convnet2 width 4")
+    assert first == ("distilled", "soft", *(f"{100 * row.mean:.2f}" for row in (one, two)))
+    assert all(len(row) == 4 for row in rest)
     for shown in (text(result), markdown(result)):
         assert all(cell in shown for row in cells(result) for cell in row)
     console = Console(width=160, file=io.StringIO())
@@ -169,6 +178,53 @@ def test_networks_whole_set_soft_labels_and_tables(tmp_path):
     assert "k-means medoid, own step" in console.file.getvalue()
     with pytest.raises(InputError, match="hard labels"):
         evaluate(soft, protocol="mtt", store=store)
+
+
+def test_regimes_side_by_side(tmp_path):
+    data, store = toy_data(), Store(tmp_path)
+    s = toy_set(data)
+    result = evaluate(s, regimes=["hard", "soft"], seeds=2, store=store)
+    assert [r.regime for r in result.rows if r.name == "distilled"] == ["hard", "soft"]
+    plain = evaluate(s, seeds=2, store=store)
+    assert plain.rows == tuple(row for row in result.rows if row.regime == "hard")
+    soft = [row for row in result.rows if row.regime == "soft"]
+    assert {row.name.split(",")[0] for row in soft} == {
+        row.name.split(",")[0] for row in plain.rows
+    }
+    assert all("soft labels by a convnet1 width 4" in row.note for row in soft)
+    assert all(row.nbytes["targets"] == 6 * CLASSES * 4 for row in soft)
+    assert soft[0].mean > 0.5
+    # the labels are what the teacher says: train on them plainly and compare
+    teacher = teacher_of(s, 1)
+    expert = Trajectory(store.verify("experts", teacher))
+    net = FlatNet(build(NET, channels=1, size=(8, 8), classes=3, seed=0, key=("expert", 0)))
+    targets = predict(net, expert.row(teacher.train.epochs), s.images).softmax(1)
+    fresh = FlatNet(build(NET, channels=1, size=(8, 8), classes=3, seed=1, key=("evaluate",)))
+    train = replace(RECIPE, loss="soft_ce")
+    theta = fit(fresh, fresh.theta0, s.images, targets, train, seed=1, key=("evaluate",))
+    got = accuracy(fresh, theta, data.test.pixels, data.test.labels, prepare=s.space.forward)
+    assert got == soft[0].accuracies[1]
+
+
+def test_hard_regime_of_a_soft_set_takes_the_likeliest_class(tmp_path):
+    data, store = toy_data(), Store(tmp_path)
+    hard = toy_set(data)
+    chances = 0.4 * torch.nn.functional.one_hot(hard.targets.labels, CLASSES) + 0.2
+    soft = replace(hard, targets=Soft(chances.float()), recipe=replace(RECIPE, loss="soft_ce"))
+    options = {"seeds": 1, "baselines": False, "store": store}
+    found = evaluate(soft, regimes=["hard", "soft"], **options)
+    assert found.rows[0].accuracies == evaluate(hard, **options).rows[0].accuracies
+    assert [row.regime for row in found.rows] == ["hard", "soft"]
+    assert found.rows[1].note == ""  # its own soft labels, no teacher
+    assert evaluate(soft, protocol="mtt", regimes=["hard"], **options).rows[0].regime == "hard"
+
+
+def test_pools_and_small_classes(tmp_path):
+    data, store = toy_data(), Store(tmp_path)
+    few = evaluate(toy_set(data, ipc=25), seeds=1, store=store)  # 24 training images a class
+    assert "small classes give images twice" in few.row("random real, own step").note
+    with pytest.raises(InputError, match="lenet needs images of at least"):
+        evaluate(toy_set(data), nets=["dc"], seeds=1, store=store)  # 8 px are too small for it
 
 
 def test_wrong_input_is_refused(tmp_path):
@@ -180,65 +236,14 @@ def test_wrong_input_is_refused(tmp_path):
         evaluate(s, data=replace(data, ref=replace(data.ref, validation=0.1)), store=store)
     with pytest.raises(InputError, match="3 classes of images"):
         evaluate(replace(s, images=s.images[:, :, :4, :4]), data=data, store=store)
-    with pytest.raises(InputError, match="24 real training images; 25"):
-        evaluate(toy_set(data, ipc=25), data=data, store=store)
+    with pytest.raises(InputError, match="did you mean 'soft'"):
+        evaluate(s, regimes=["sof"], store=store)
+    with pytest.raises(InputError, match="'dc' trains on hard labels only"):
+        evaluate(s, regimes=["hard", "soft"], protocol="dc", store=store)
     with pytest.raises(InputError, match="seeds=0"):
         evaluate(s, seeds=0, store=store)
     with pytest.raises(InputError, match="did you mean 'strict'"):
         evaluate(s, protocol="stric", store=store)
-
-
-def test_random_real_is_keyed_matched_and_without_repeats():
-    split = toy_data().train
-    first, again, other = (random_real(split, (2, 0, 3), seed=d) for d in (0, 0, 1))
-    assert first == again != other
-    assert len(set(first)) == 5
-    assert split.labels[list(first)].tolist() == [0, 0, 2, 2, 2]
-
-
-def test_medoids_against_brute_force():
-    points = torch.randn(9, 2, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
-    best = min(  # all ways to put 9 points into 3 clusters
-        (labels for labels in itertools.product(range(3), repeat=9) if len(set(labels)) == 3),
-        key=lambda labels: sum(_inertia(points, labels, c) for c in range(3)),
-    )
-    wanted = set()
-    for cluster in range(3):
-        inside = [i for i, label in enumerate(best) if label == cluster]
-        centre = points[inside].mean(0)
-        wanted.add(min(inside, key=lambda i: float((points[i] - centre).norm())))
-    assert set(medoids(points, 3, seed=0)) == wanted
-
-
-def _inertia(points: torch.Tensor, labels: tuple[int, ...], cluster: int) -> float:
-    inside = points[torch.tensor(labels) == cluster]
-    return float(inside.var(0, correction=0).sum() * len(inside))
-
-
-def test_medoids_of_equal_points_are_distinct():
-    assert len(set(medoids(torch.zeros(6, 2, dtype=torch.float64), 4, seed=0))) == 4
-
-
-def test_medoid_real_uses_the_features_and_the_class():
-    images, labels = toy_images(12, 0.5, 6)
-    split = Split(images, labels)
-    first = Features("brightness", lambda pixels: pixels.float().mean((1, 2, 3))[:, None])
-    chosen = medoid_real(split, (1, 1, 1), first)
-    for label, index in enumerate(chosen):
-        members = torch.nonzero(labels == label)[:, 0]
-        values = first.fn(images[members])[:, 0]
-        assert index == int(members[(values - values.mean()).abs().argmin()])
-    assert sorted(medoid_real(split, (12, 12, 12), first)) == list(range(36))
-
-
-def test_net_features_are_what_the_last_layer_sees():
-    data = toy_data()
-    space = measure_stats(data.train)
-    net = FlatNet(build(NET, channels=1, size=data.size, classes=CLASSES, seed=0))
-    found = net_features(net, net.theta0, space, name="net").fn(data.test.pixels)
-    head = net.load(net.theta0)
-    layer = [part for part in head.modules() if isinstance(part, torch.nn.Linear)][-1]
-    assert torch.allclose(layer(found), net(net.theta0, space.forward(data.test.pixels)))
 
 
 class Recorder:
@@ -256,33 +261,68 @@ class Recorder:
         return theta - lr * grad, state
 
 
-def test_mtt_golden_trace_on_10_images():
-    recorder = Recorder()
-    spec = PROTOCOLS.get("mtt").train_spec(replace(RECIPE, lr=0.03, batch=4, augment=None))
+# As the references print them: step size, nominal epochs, DSA, networks, divisor of the std.
+PUBLISHED = {
+    "mtt": (0.03, 1000, True, 5, 0),  # the set's own step size and augmentation
+    "dc": (0.01, 300, False, 20, 0),
+    "dsa": (0.01, 1000, True, 20, 0),
+    "dc-bench": (0.01, 1000, True, 5, 1),
+    "dc-bench-plain": (0.01, 300, False, 5, 1),
+}
+
+
+def as_printed(name: str) -> TrainSpec:
+    own = replace(RECIPE, lr=0.03, batch=4, augment=DSA(), segments=(Segment(epochs=2),))
+    return PROTOCOLS.get(name).train_spec(own)
+
+
+@pytest.mark.parametrize(("name", "row"), PUBLISHED.items())
+def test_golden_trace_on_10_images(name, row):
+    lr, nominal, dsa, seeds, ddof = row
+    recorder, spec, rules = Recorder(), as_printed(name), PROTOCOLS.get(name)
     assert (spec.batch, spec.optimizer) == (256, SGD(momentum=0.9, weight_decay=5e-4))
+    assert (spec.augment, rules.seeds, rules.ddof) == (DSA() if dsa else None, seeds, ddof)
+    assert rules.lr_grid == ()
     module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
     net, images = FlatNet(module), torch.zeros(10, 1, 2, 2)
-    epochs = []
-    fit(
-        net,
-        net.theta0,
-        images,
-        torch.arange(10) % 2,
-        replace(spec, optimizer=recorder),
-        seed=0,
-        on_epoch=lambda epoch, theta, loss: epochs.append(epoch),
-    )
-    first = [f"0.03 step {i}" for i in range(502)]
-    assert recorder.calls == ["reset", *first, "reset", *(f"0.003 step {i}" for i in range(499))]
-    assert epochs == list(range(1001))
+    traced = replace(spec, optimizer=recorder, augment=None)
+    fit(net, net.theta0, images, torch.arange(10) % 2, traced, seed=0)
+    # the loop as published: epochs 0..E, the step size falls after epoch E // 2 + 1
+    expected, step = ["reset"], 0
+    for epoch in range(nominal + 1):
+        expected.append(f"{lr:.3g} step {step}")
+        step += 1
+        if epoch == nominal // 2 + 1:
+            lr, step = 0.1 * lr, 0
+            expected.append("reset")
+    assert recorder.calls == expected
+
+
+def test_protocol_dc_equals_a_torch_loop_on_10_images():
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2)).double()
+    net, chance = FlatNet(module), torch.Generator().manual_seed(0)
+    x = torch.randn(10, 1, 2, 2, dtype=torch.float64, generator=chance)
+    y = torch.arange(10) % 2
+    found = fit(net, net.theta0, x, y, as_printed("dc"), seed=0)
+    lr, optimizer = 0.01, torch.optim.SGD(module.parameters(), 0.01, 0.9, weight_decay=5e-4)
+    for epoch in range(301):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(module(x), y).backward()
+        optimizer.step()
+        if epoch == 151:
+            lr *= 0.1
+            optimizer = torch.optim.SGD(module.parameters(), lr, 0.9, weight_decay=5e-4)
+    wanted = torch.cat([p.detach().flatten() for p in module.parameters()])
+    assert torch.allclose(found, wanted, rtol=0, atol=1e-12)
 
 
 def test_protocols_as_data():
-    strict, mtt = PROTOCOLS.get("strict"), PROTOCOLS.get("mtt")
+    strict = PROTOCOLS.get("strict")
     assert strict.train_spec(RECIPE) == RECIPE
     assert (strict.ddof, strict.seeds, strict.lr_grid) == (1, 5, (0.001, 0.01, 0.1))
-    assert (mtt.ddof, mtt.seeds, mtt.lr_grid) == (0, 5, ())
-    assert from_json(json.loads(json.dumps(to_json(mtt)))) == mtt
+    for name in PROTOCOLS.names():
+        rules = PROTOCOLS.get(name)
+        assert from_json(json.loads(json.dumps(to_json(rules)))) == rules
 
 
 def test_spread_against_scipy_and_statistics():

@@ -311,7 +311,7 @@ def test_first_images():
     assert z.shape == (2000, 1, 8, 8)
     assert abs(float(z.mean())) < 0.01
     assert float(z.std()) == pytest.approx(1, abs=0.01)
-    with pytest.raises(InputError, match=r"ipc 200 needs at least that many"):
+    with pytest.raises(InputError, match=r"fewer than ipc 200"):
         METHOD.init(context(ipc=200))
 
 

@@ -23,18 +23,34 @@ def count(net: nn.Module) -> int:
 
 
 @pytest.mark.parametrize(
-    ("name", "width", "size", "classes", "parameters"),
+    ("depth", "changes", "channels", "size", "classes", "parameters"),
     [
-        ("convnet3", 128, 32, 10, 320_010),
-        ("convnet3", 128, 32, 100, 504_420),
-        ("convnet4", 128, 64, 200, 857_160),
-        ("convnet5", 128, 128, 10, 615_690),
-        ("convnet3", 32, 32, 10, 24_714),
+        (3, {}, 3, 32, 10, 320_010),
+        (3, {}, 3, 32, 100, 504_420),
+        (1, {}, 3, 32, 10, 331_530),
+        (2, {}, 3, 32, 10, 233_610),
+        (4, {}, 3, 32, 10, 452_490),
+        (4, {}, 3, 64, 200, 857_160),
+        (5, {}, 3, 128, 10, 615_690),
+        (3, {"width": 32}, 3, 32, 10, 24_714),
+        (3, {"width": 64}, 3, 32, 10, 86_282),
+        (3, {"width": 256}, 3, 32, 10, 1_229_834),
+        (3, {}, 1, 28, 10, 317_706),
+        (3, {"norm": "none"}, 3, 32, 10, 319_242),
+        (3, {"norm": "layer"}, 3, 32, 10, 663_306),
+        (3, {"norm": "batch"}, 3, 32, 10, 320_010),
+        (3, {"norm": "group"}, 3, 32, 10, 320_010),
+        (4, {}, 1, 64, 8, 461_448),
+        (4, {}, 3, 64, 1000, 2_496_360),
+        (3, {}, 3, 32, 512, 1_348_608),
+        (4, {}, 3, 64, 512, 1_496_448),
     ],
 )
-def test_parameter_counts(name, width, size, classes, parameters):
-    spec = NetSpec(name=name, width=width)
-    assert count(build(spec, channels=3, size=(size, size), classes=classes, seed=0)) == parameters
+def test_parameter_counts(depth, changes, channels, size, classes, parameters):
+    """As the references measured them."""
+    spec = NetSpec(name=f"convnet{depth}", **changes)
+    net = build(spec, channels=channels, size=(size, size), classes=classes, seed=0)
+    assert count(net) == parameters
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -52,7 +68,7 @@ def test_a_side_of_28_becomes_32():
     assert net.get_submodule("classifier").in_features == 2048
 
 
-@pytest.mark.parametrize("act", ["relu", "sigmoid", "leaky"])
+@pytest.mark.parametrize("act", ["relu", "sigmoid", "leaky", "swish"])
 @pytest.mark.parametrize("norm", NORMS)
 def test_forward_is_the_formula(norm, act):
     """Against the blocks written out with plain arithmetic, in float64."""
@@ -82,6 +98,7 @@ def test_forward_is_the_formula(norm, act):
             "relu": lambda t: t.clamp(min=0),
             "sigmoid": lambda t: 1 / (1 + torch.exp(-t)),
             "leaky": lambda t: torch.where(t > 0, t, 0.01 * t),
+            "swish": lambda t: t / (1 + torch.exp(-t)),
         }[act](x)
         x = (x[..., ::2, ::2] + x[..., 1::2, ::2] + x[..., ::2, 1::2] + x[..., 1::2, 1::2]) / 4
     weight, bias = parameters
@@ -123,6 +140,7 @@ def test_same_key_same_weights_and_global_rng_untouched():
         ({"pool": "mix"}, 32, "pool 'mix': did you mean 'max'"),
         ({"norm": "group", "width": 6}, 32, "divisible by 4, not 6"),
         ({"width": 0}, 32, "width of at least 1, not 0"),
+        ({"name": "auto"}, 32, "Unknown network 'auto'"),
     ],
 )
 def test_wrong_input_is_one_sentence(changes, size, message):
@@ -142,7 +160,7 @@ def test_smallest_sizes_do_fit():
 
 
 def test_names_and_record():
-    assert [f"convnet{d}" for d in range(1, 9)] == NETS.names()
+    assert {f"convnet{d}" for d in range(1, 9)} <= set(NETS.names())
     spec = NetSpec(name="convnet4", norm="batch")
     assert from_json(to_json(spec)) == spec
 

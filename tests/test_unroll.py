@@ -11,6 +11,7 @@ from potstill.core.errors import InputError
 from potstill.functional.losses import ce, soft_ce
 from potstill.functional.optim import SGD, Adam
 from potstill.functional.unroll import Batch, choose_strategy, graph_bytes, run_prefix, unroll
+from potstill.nets import NetSpec, build, kept_bytes
 
 N, D, K, HIDDEN = 10, 5, 3, 7
 P = D * HIDDEN + HIDDEN + HIDDEN * K
@@ -320,8 +321,11 @@ def test_wrong_input_is_refused(change, word):
 
 def test_graph_bytes_gives_the_measured_table():
     def gib(**changes):
-        base = {"strategy": "graph", "net_width": 128, "parameters": 320_010}
-        return graph_bytes(**({"height": 32, "width": 32} | base | changes)) / 2**30
+        base = {"strategy": "graph", "kept": kept, "parameters": 320_010}
+        return graph_bytes(**(base | changes)) / 2**30
+
+    net = build(NetSpec(name="convnet3"), channels=3, size=(32, 32), classes=10, seed=0)
+    kept = kept_bytes(net, 3, (32, 32))
 
     assert gib(batch=10, steps=50) == pytest.approx(1.5, abs=0.05)
     assert gib(batch=100, steps=30) == pytest.approx(8.4, abs=0.05)
@@ -330,9 +334,6 @@ def test_graph_bytes_gives_the_measured_table():
     assert gib(**c100) == pytest.approx(55, abs=0.5)
     assert gib(strategy="adjoint", **c100) == pytest.approx(2.8, abs=0.05)
     assert gib(strategy="adjoint", moments=2, **c100) > gib(strategy="adjoint", **c100)
-    assert gib(batch=10, steps=1, net_width=32, parameters=0) == pytest.approx(
-        gib(batch=10, steps=1, height=16, width=16, parameters=0)
-    )
     with pytest.raises(InputError, match="adjoint"):
         gib(strategy="adjiont", batch=1, steps=1)
 

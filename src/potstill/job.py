@@ -12,15 +12,14 @@ from potstill.artefact import DistilledSet, load, remember
 from potstill.core.files import write_text
 from potstill.core.log import Quiet, Reporter
 from potstill.core.spec import differences, to_json
-from potstill.coresets import Features, net_features
+from potstill.coresets import Features, expert_features
 from potstill.data import DataSet, open_data
 from potstill.engine import Tasks
 from potstill.evaluation import Result, evaluate
-from potstill.evaluation.protocol import STRICT
-from potstill.experts import Trajectory
-from potstill.functional import Segment, TrainSpec
+from potstill.evaluation.protocol import STRICT, whole_recipe
+from potstill.experts import ExpertSpec, ImportedExpert
 from potstill.methods import METHODS, Plan
-from potstill.nets import NetSpec
+from potstill.nets import NetSpec, describe
 from potstill.recipes import Recipe, scaled
 from potstill.run import Run, Where, distil, preflight, read_run, recorded_data, recorded_plan
 
@@ -37,6 +36,8 @@ def distill(
     method: object = "mtt",
     out: str | Path,
     net: NetSpec | None = None,
+    normaliser: str = "measured",
+    replacement: bool = False,
     seed: int = 0,
     scale: str = "full",
     where: Where | None = None,
@@ -50,6 +51,8 @@ def distill(
         method: a method's name, or its dataclass with settings, e.g. `MTT(iterations=300)`.
         out: folder of the run.
         net: network to distil with; a ConvNet of fitting depth by default.
+        normaliser: "measured", named statistics, "zca-mtt" or "zca-kip".
+        replacement: let classes with fewer images than ipc give images twice.
         seed: seed of everything random.
         scale: counts of the method: "full", "cpu" or "smoke".
         where: engine, workers, store.
@@ -68,6 +71,8 @@ def distill(
         data=source,
         ipc=ipc,
         net=net or NetSpec(name="auto"),
+        normaliser=normaliser,
+        replacement=replacement,
         seed=seed,
         validation=validation,
         limit=limit,
@@ -79,10 +84,10 @@ def score(
     path: str | Path,
     *,
     data: str | None = None,
-    resize: int | None = None,
     nets: Sequence[str] = (),
     seeds: int | None = None,
     protocol: str = "strict",
+    regimes: Sequence[str] = (),
     baselines: bool = True,
     whole: bool = False,
     where: Where | None = None,
@@ -90,7 +95,8 @@ def score(
 ) -> Result:
     """Evaluate a set or run; beside a run, keep the rows (eval.jsonl) and remember the number.
 
-    k-means looks at the features of the run's first expert where there is one, else at pixels.
+    k-means looks at the features of the run's first expert where there is one, else at pixels; the
+    same expert, at its last epoch, is the teacher of the regime `soft`.
 
     Raises:
         InputError: for a folder that is neither, or data that are not those of the set.
@@ -100,13 +106,11 @@ def score(
         path = path.parent
     s = load(path)
     run = read_run(path) if (path / "config.json").is_file() else None
-    if run is not None and resize is None:
-        resize = run.resize
-    real = _real(s, run, path, data, resize)
-    features = plan = None
+    real = _real(s, run, path, data)
+    features = plan = teacher = None
     if run is not None and real is not None:
         plan = recorded_plan(path)
-        features = _expert_features(run, real, plan, where)
+        teacher, features = _first_expert(run, real, plan, where)
     with report.phase("evaluating", 1) as advance:
         result = evaluate(
             path / "distilled" if run is not None else path,
@@ -114,9 +118,11 @@ def score(
             nets=nets or None,
             protocol=protocol,
             seeds=seeds,
+            regimes=regimes,
             baselines=baselines,
             whole=whole_recipe() if whole else None,
             features=features,
+            teacher=teacher,
             store=where.open_store(),
             engine=where.engine,
             workers=where.workers,
@@ -125,7 +131,7 @@ def score(
         )
     if run is not None:
         _keep(path, result)
-        row = result.row("distilled", s.net.name)
+        row = result.row("distilled", describe(s.net))
         if row is not None and row.protocol == "strict" and row.n >= STRICT.seeds:
             kept = {"mean": row.mean, "std": row.std, "n": row.n, "net": row.net}
             remember(path / "distilled", {**kept, "protocol": row.protocol})
@@ -136,7 +142,7 @@ def _keep(path: Path, result: Result) -> None:
     """Add rows to eval.jsonl; a row takes the place of one of the same kind, no other is lost."""
 
     def kind(line: dict[str, Any]) -> tuple[Any, ...]:
-        return tuple(line[key] for key in ("protocol", "net", "name", "n"))
+        return tuple(line.get(key) for key in ("protocol", "net", "regime", "name", "n"))
 
     new = [json.loads(line) for line in result.lines()]
     old = [line for line in eval_rows(path) if kind(line) not in {kind(n) for n in new}]
@@ -149,18 +155,12 @@ def eval_rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
 
 
-def whole_recipe() -> TrainSpec:
-    """Return how networks are trained on the whole real set for comparison."""
-    segments = (Segment(epochs=30), Segment(epochs=10, lr_scale=0.1, optimizer="carried"))
-    return TrainSpec(lr=0.01, segments=segments, batch=64)
-
-
 def verdict(recipe: Recipe, run: Run, path: Path) -> str:
     """Compare a run with the published number: met, below, or not comparable (reasons).
 
     A run is comparable if it has the recipe's settings and images of its shape and classes.
     """
-    net = load(path).net.name
+    net = describe(load(path).net)
     rows = [r for r in eval_rows(path) if r["name"] == "distilled" and r["net"] == net]
     row = max((r for r in rows if r["protocol"] == "strict"), key=lambda r: r["n"])
     got = f"{100 * row['mean']:.2f} ± {100 * (row['std'] or 0):.2f} % (n = {row['n']})"
@@ -183,27 +183,35 @@ def _changes(recipe: Recipe, run: Run, s: DistilledSet) -> list[str]:
     own = {name: getattr(run, name) for name in ("seed", "memory", "strategy", "threads")}
     wanted = dataclasses.replace(recipe.make(run.data), **own)
     found = differences(to_json(wanted), to_json(run))
-    if (shape := tuple(s.view().shape[1:])) != recipe.shape or len(s.classes) != recipe.classes:
+    if (shape := s.shape) != recipe.shape or len(s.classes) != recipe.classes:
         found.append(f"{len(s.classes)} classes of images {shape} are not {recipe.data}")
     return found
 
 
-def _real(
-    s: DistilledSet, run: Run | None, path: Path, data: str | None, resize: int | None
-) -> DataSet | None:
-    if data is not None:
-        return open_data(data, validation=s.ref.validation, limit=s.ref.limit, resize=resize)
-    return None if run is None else recorded_data(path)
+def _real(s: DistilledSet, run: Run | None, path: Path, data: str | None) -> DataSet | None:
+    if data is None:
+        return None if run is None else recorded_data(path)
+    read = s.origin.reading
+    return open_data(
+        data,
+        resize=read.resize,
+        fit=read.fit,
+        classes=read.classes,
+        validation=s.ref.validation,
+        limit=s.ref.limit,
+    )
 
 
-def _expert_features(run: Run, real: DataSet, plan: Plan, where: Where) -> Features | None:
-    """Return the features of the first expert of a run, trained to its last epoch."""
-    ctx, _ = preflight(run, real, plan)
-    phase, store = run.method.phases(ctx, {}), where.open_store()
+def _first_expert(
+    run: Run, real: DataSet, plan: Plan, where: Where
+) -> tuple[ExpertSpec | ImportedExpert | None, Features | None]:
+    """Return the first expert of a run, trained to its last epoch, and its features."""
+    store = where.open_store()
+    ctx, _ = preflight(run, real, plan, store=store)
+    phase = run.method.phases(ctx, {})
     if not isinstance(phase, Tasks) or phase.kind != "experts":
-        return None
-    if not store.has(phase.kind, phase.specs[0]):
-        return None
-    expert = Trajectory(store.verify(phase.kind, phase.specs[0]))
-    theta = expert.row(expert.shape[0] - 1)
-    return net_features(ctx.net, theta, ctx.space, name="the last hidden layer of an expert")
+        return None, None
+    spec = phase.specs[0]
+    if not store.has(phase.kind, spec):
+        return None, None
+    return spec, expert_features(spec, store.verify(phase.kind, spec))

@@ -87,7 +87,7 @@ def _facts(distilled: DistilledSet) -> dict[str, Any]:
         "classes": ", ".join(names[:ROWS]) + more,
         "targets": type(distilled.targets).__name__.lower(),
         "bytes": distilled.nbytes(),
-        "normaliser": to_json(distilled.space),
+        "normaliser": distilled.space.describe(),
         "decoder": to_json(distilled.decode),
         "blocks": {b.name: f"{b.start} to {b.stop}" for b in distilled.blocks},
         "data identity": origin.identity,

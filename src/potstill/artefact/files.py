@@ -23,6 +23,7 @@ from potstill.core.files import file_hash, read_json, replacing_folder, write_js
 from potstill.core.spec import canonical, from_json, to_json
 from potstill.core.state import load_tree, save_tree
 from potstill.core.version import __version__
+from potstill.data.zca import Zca, ZcaRef, restored
 
 FORMAT, VERSION = "potstill-set", 1
 TENSORS, FACTS, CARD, PREVIEW = "set.safetensors", "set.json", "README.md", "preview.png"
@@ -46,7 +47,10 @@ def save(distilled: DistilledSet, path: str | Path) -> None:
     if strangers or (target.exists() and not target.is_dir()):
         raise InputError(f"{path} holds other things than a distilled set; name a new folder.")
     with replacing_folder(target) as folder:
-        tensors = {"images": distilled.images, "targets": distilled.targets.values}
+        tensors: dict[str, Any] = {"images": distilled.images}
+        tensors["targets"] = distilled.targets.values
+        if isinstance(distilled.space, Zca):
+            tensors["space"] = distilled.space.tensors()
         save_tree(folder / TENSORS, tensors)
         _write_facts(distilled, folder)
         sheet(distilled).save(folder / PREVIEW)
@@ -75,6 +79,8 @@ def load(path: str | Path) -> DistilledSet:
             f"({__version__}) does not have: {reason}."
         ) from error
     try:
+        if isinstance(fields["space"], ZcaRef):
+            fields["space"] = restored(fields["space"], tensors.get("space", {}))
         return DistilledSet(images=tensors["images"], targets=kind(tensors["targets"]), **fields)
     except InputError as error:
         raise InputError(f"The distilled set in {folder} is unsound: {error}") from error
@@ -102,7 +108,9 @@ def _write_facts(distilled: DistilledSet, folder: Path) -> None:
     facts: dict[str, Any] = {"format": FORMAT, "version": VERSION}
     kinds = {kind: name for name, kind in TARGETS.items()}
     facts["targets"] = kinds[type(distilled.targets)]
-    facts |= {name: to_json(getattr(distilled, name)) for name in FIELDS}
+    records = {name: getattr(distilled, name) for name in FIELDS}
+    records["space"] = distilled.space.record()
+    facts |= to_json(records)
     facts["sha256"] = file_hash(folder / TENSORS)
     write_json(folder / FACTS, {**facts, "checksum": _checksum(facts)})
     write_text(folder / CARD, card(distilled))

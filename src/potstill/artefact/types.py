@@ -14,8 +14,8 @@ from potstill.artefact.targets import Hard, Targets, check_targets
 from potstill.artefact.use import Deployed, Loader, trained
 from potstill.core.errors import InputError
 from potstill.core.spec import record
-from potstill.data.normalise import MeanStd
-from potstill.data.types import DataRef
+from potstill.data.space import Space
+from potstill.data.types import DataRef, Reading
 from potstill.functional.train import TrainSpec
 from potstill.nets.spec import NetSpec, variant
 
@@ -58,8 +58,8 @@ class Provenance:
 
     `method`, `cost` and `accuracy` are JSON objects as text (`core.spec.canonical`), so a set can
     be read where the code of its method is absent. `data` is the source as the user wrote it,
-    `identity` its hash, `iteration` the outer iteration taken, `selection` the rule that took it;
-    the runner fills in what the method does not know.
+    `reading` how images were read from it, `identity` their hash, `iteration` the outer iteration
+    taken, `selection` the rule that took it; the runner fills in what the method does not know.
 
     Raises:
         InputError: if one of the three is not the text of a JSON object.
@@ -76,6 +76,9 @@ class Provenance:
     accuracy: str = "{}"
     parents: tuple[str, ...] = ()
     selection: str = "last"
+    reading: Reading = Reading()
+    rows: tuple[int, ...] = ()
+    """For a set of real images: which of the training part (`DataSet.train`) they are."""
 
     def __post_init__(self) -> None:
         for name in ("method", "cost", "accuracy"):
@@ -116,7 +119,7 @@ class DistilledSet:
 
     images: Tensor
     targets: Targets
-    space: MeanStd
+    space: Space
     recipe: TrainSpec
     net: NetSpec
     classes: tuple[str, ...]
@@ -195,13 +198,14 @@ class DistilledSet:
         }
 
 
-def _check_images(images: Tensor, space: MeanStd) -> None:
+def _check_images(images: Tensor, space: Space) -> None:
     if images.ndim != 4 or not images.is_floating_point() or 0 in images.shape:
         found = f"{images.dtype} {list(images.shape)}"
         raise InputError(f"Distilled images must be floating [N, C, H, W], not {found}.")
-    if len(space.mean) != images.shape[1]:
-        channels = f"{len(space.mean)} channels, the images have {images.shape[1]}"
+    if space.channels != images.shape[1]:
+        channels = f"{space.channels} channels, the images have {images.shape[1]}"
         raise InputError(f"The normaliser has {channels}.")
+    space.check(images.shape)
     bad = int((~images.isfinite()).flatten(1).any(1).sum())
     if bad:
         raise InputError(f"{bad} of the {len(images)} distilled images hold NaN or infinity.")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from potstill.core.errors import InputError
 from potstill.core.keys import generator
-from potstill.data.normalise import MeanStd
+from potstill.data.space import Space
 from potstill.functional.train import TrainSpec, fit
 from potstill.nets.flat import FlatNet
 from potstill.nets.spec import NetSpec, build
@@ -52,16 +52,14 @@ class Deployed(nn.Module):
         InputError: for pictures that cannot be in that range (normalised ones, floats to 255).
     """
 
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, net: nn.Module, space: MeanStd, shape: tuple[int, ...]) -> None:
+    def __init__(self, net: nn.Module, space: Space, shape: tuple[int, ...]) -> None:
         super().__init__()
-        self.shape = tuple(shape)
+        space.check(shape)
         first = next(net.parameters())
-        for name, numbers in (("mean", space.mean), ("std", space.std)):
-            value = torch.tensor(numbers, dtype=first.dtype, device=first.device)
-            self.register_buffer(name, value.view(1, -1, 1, 1))
+        parts = space.parts(first.dtype, first.device)
+        self.shape, self.normalise, self.parts = tuple(shape), space.apply, tuple(parts)
+        for name, value in parts.items():
+            self.register_buffer(name, value.clone())
         self.net = net
 
     def forward(self, pictures: Tensor) -> Tensor:
@@ -71,14 +69,16 @@ class Deployed(nn.Module):
                 f"Pictures must be [N, {', '.join(map(str, self.shape))}], "
                 f"not {list(pictures.shape)}."
             )
+        parts = {name: self.get_buffer(name) for name in self.parts}
+        dtype = parts[self.parts[0]].dtype
         if pictures.dtype == torch.uint8:
-            x = pictures.to(self.mean.dtype) / 255
+            x = pictures.to(dtype) / 255
         elif pictures.is_floating_point():
             _check_range(pictures)
-            x = pictures.to(self.mean.dtype)
+            x = pictures.to(dtype)
         else:
             raise InputError(f"Pictures must be uint8 or float in [0, 1], not {pictures.dtype}.")
-        return self.net((x - self.mean) / self.std)
+        return self.net(self.normalise(x, parts))
 
 
 def _check_range(pictures: Tensor) -> None:
@@ -96,7 +96,7 @@ def _check_range(pictures: Tensor) -> None:
 def trained(
     net: NetSpec,
     recipe: TrainSpec,
-    space: MeanStd,
+    space: Space,
     images: Tensor,
     targets: Tensor,
     *,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from potstill.cli.experts import experts
 from potstill.cli.flags import EvaluateFlags, Score, Work, one, parse, run_from
 from potstill.core.errors import InputError, WorkError, unknown
 
@@ -108,23 +109,26 @@ def _finish(out: Path, where: Where, report: Any, *, evaluate: bool) -> int:
 def _score(path: Path, score: Score, where: Where) -> Result:
     """Evaluate a set or run, print the table, keep the rows beside a run."""
     from potstill.job import score as score_set
-    from potstill.report import rich_table
+    from potstill.report import rich_matrix, rich_table
 
     report = _console()
     result = score_set(
         path,
         data=score.data,
-        resize=score.resize,
         nets=score.nets,
         seeds=score.seeds,
         protocol=score.protocol,
+        regimes=score.regimes,
         baselines=score.baselines,
         where=where,
         report=report,
     )
     from rich.console import Console
 
-    Console(width=None if sys.stdout.isatty() else 140).print(rich_table(result))
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(rich_table(result))
+    if len({row.net for row in result.rows}) > 1:
+        console.print(rich_matrix(result))
     return result
 
 
@@ -236,10 +240,11 @@ def _datasets(arguments: list[str]) -> int:
 
 def _nets(arguments: list[str]) -> int:
     """List the networks."""
-    from potstill.nets import NETS
+    from potstill.nets import EXTERNAL, NETS
 
     _nothing(arguments, "nets")
-    return _listing([(n, _first_line(NETS.get(n))) for n in NETS.names()])
+    rows = [(name, NETS.get(name).help) for name in NETS.names()]
+    return _listing([*rows, *((source.form, source.help) for source in EXTERNAL.values())])
 
 
 def _protocols(arguments: list[str]) -> int:
@@ -265,6 +270,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "plan": _plan,
     "evaluate": _evaluate,
     "reproduce": _reproduce,
+    "experts": experts,
     "recipes": _recipes,
     "methods": _methods,
     "datasets": _datasets,

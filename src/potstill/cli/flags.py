@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from potstill.core.errors import InputError, unknown
 
@@ -63,14 +63,14 @@ class Score:
 
     data: str | None = None
     """The real images; by default those the set was made of, from the cache."""
-    resize: int | None = None
-    """With --data: resize the images as when the set was made; a run knows it by itself."""
     nets: tuple[str, ...] = ()
-    """Networks to train on the set; by default the one it was made with."""
+    """Networks to train on the set, or a pool of them (mtt, dc); by default its own one."""
     seeds: int | None = None
     """Networks a row; the protocol's number (5) by default."""
     protocol: str = "strict"
     """Rules of the evaluation (see `potstill protocols`)."""
+    regimes: tuple[Literal["hard", "soft"], ...] = ()
+    """Labels of all images, side by side: hard, soft (a teacher's); by default the set's own."""
     baselines: bool = True
     """Also train on random and k-means-medoid real images, as many a class."""
 
@@ -98,8 +98,10 @@ def parse(cls: type[T], arguments: list[str], *, name: str, text: str) -> T:
         if not stop.code:
             raise
     lines = [line.strip("│╭╮╰╯ ") for line in said.getvalue().splitlines()][1:]
-    end = next((k for k, line in enumerate(lines) if not line.strip("─")), len(lines))
-    sentence = " ".join(lines[:end]).rstrip(".") or "The arguments are wrong"
+    ends = [k for k, line in enumerate(lines) if not line.strip("─-")]  # a rule, or an empty line
+    start = 1 if 0 in ends else 0  # without UTF-8 the heading has a rule of its own
+    end = next((k for k in ends if k >= start), len(lines))
+    sentence = " ".join(lines[start:end]).rstrip(".") or "The arguments are wrong"
     sentence = re.sub(r"^Error parsing (?!--)[^:]*: ", "", sentence)
     near = next((lines[k + 1] for k, s in enumerate(lines[:-1]) if s.startswith("Perhaps")), "")
     hint = f" (did you mean {near.split()[0]}?)" if near else ""
@@ -180,12 +182,14 @@ def _settings(default: Run, *more: type, missing: Sequence[str] = ()) -> type[An
 def run_from(arguments: list[str], name: str) -> tuple[Run, Any]:
     """Return the run that the arguments of `distill` or `plan` describe, and the other flags."""
     from potstill.methods import METHODS
+    from potstill.nets import NetSpec
     from potstill.recipes import SCALES, from_recipe, scaled
     from potstill.run import Run
 
     method, rest = taken(arguments, "--method")
     data, rest = taken(rest, "--data")
     scale, rest = taken(rest, "--scale")
+    net, rest = taken(rest, "--net.name")
     scale = scale or "full"
     if scale not in SCALES:
         raise unknown("scale", scale, SCALES)
@@ -213,12 +217,15 @@ def run_from(arguments: list[str], name: str) -> tuple[Run, Any]:
         default = scaled(
             Run(method=spec, data="DATA" if data is None else data, ipc=int(ipc or 1)), scale
         )
+    if net is not None:  # with the settings of its own, not those of the default network
+        default = scaled(dataclasses.replace(default, net=NetSpec(name=net)), scale)
     about = f"The recipe {recipe}" if recipe else f"The method {method or 'mtt'}"
     which = "RECIPE, or --method M --data D --ipc N."
     text, *more = {
         "distill": (f"Distil images. {which}", DistilFlags),
         "plan": (f"Say what a run will need before it starts. {which}",),
         "reproduce": ("Carry out a recipe and compare with its published number.", RunFlags),
+        "experts train": ("Train the experts that a run uses. RECIPE, or --data D.", Work),
     }[name]
     found = parse(
         _settings(default, *more, missing=missing),

@@ -94,11 +94,11 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def sweep(folder: Path) -> None:
-    """Remove what a killed writer left in a folder that the caller owns."""
-    for item in folder.glob(".*.tmp"):
+def sweep(folder: Path, name: str = "*") -> None:
+    """Remove what a killed writer left in a folder that the caller owns (or of one name there)."""
+    for item in folder.glob(f".{name}.*.tmp"):
         shutil.rmtree(item) if item.is_dir() else item.unlink()
-    for item in folder.glob(".*.old"):
+    for item in folder.glob(f".{name}.*.old"):
         kept = folder / item.name[1:].rsplit(".", 2)[0]
         shutil.rmtree(item) if kept.exists() else os.replace(item, kept)
 
@@ -121,16 +121,55 @@ def locked(folder: Path) -> Iterator[None]:
         InputError: if another process holds it.
         WorkError: if the folder cannot be made.
     """
+    with holding(folder / ".lock", wait=False, keep=True):
+        yield
+
+
+@contextmanager
+def holding(file: Path, *, wait: bool, note: str = "", keep: bool = False) -> Iterator[None]:
+    """Hold the lock `file` for this process; it ends with the process, however that ends.
+
+    With `wait` the call returns when nobody else holds it; without `keep` the file goes after.
+    Others may read the note in the file as long as it is there.
+
+    Raises:
+        InputError: without `wait`, if another process holds it.
+        WorkError: if the file cannot be made.
+    """
+    handle = _hold(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise WorkError(f"Cannot write in {folder}: {error.strerror or error}.") from error
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"Another process is working in {folder}.") from None
+        if note:
+            os.ftruncate(handle, 0)
+            os.write(handle, note.encode())
         yield
     finally:
+        if not keep:
+            file.unlink(missing_ok=True)  # still held: nobody can hold a removed file, see _hold
+        os.close(handle)
+
+
+def _hold(file: Path, how: int) -> int:
+    """Return the open lock file after locking it, the one that lies at that path now."""
+    while True:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            reason = error.strerror or error
+            raise WorkError(f"Cannot write in {file.parent}: {reason}.") from error
+        try:
+            fcntl.flock(handle, how)
+            if os.path.samestat(os.fstat(handle), os.stat(file)):
+                return handle
+        except FileNotFoundError:
+            pass  # its holder removed it: the next one is a new file
+        except BlockingIOError:
+            os.close(handle)
+            raise InputError(f"Another process is working in {file.parent}.") from None
+        except OSError as error:  # a network file system without locks
+            os.close(handle)
+            raise WorkError(f"Cannot lock {file}: {error.strerror or error}.") from error
+        except BaseException:
+            os.close(handle)
+            raise
         os.close(handle)

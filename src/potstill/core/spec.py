@@ -6,12 +6,14 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 from typing import Any, TypeVar
 
 from potstill.core.errors import InputError, unknown
 
 T = TypeVar("T")
 _RECORDS: dict[str, type] = {}
+_FLOAT, _INT = re.compile(r"\bfloat\b"), re.compile(r"\bint\b")
 
 
 def record(cls: type[T]) -> type[T]:
@@ -29,11 +31,13 @@ def record(cls: type[T]) -> type[T]:
 def to_json(value: Any) -> Any:
     """Return value as plain JSON data; a record becomes a dict with its class name as "type".
 
+    A whole number in a field of type float is written as 1.0, so that equal specs have one text.
+
     Raises:
         InputError: for a value that JSON cannot hold (NaN, tensors, other objects).
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        body = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        body = {f.name: to_json(_typed(f, value)) for f in dataclasses.fields(value)}
         return {"type": type(value).__name__, **body}
     if isinstance(value, (list, tuple)):
         return [to_json(item) for item in value]
@@ -44,6 +48,18 @@ def to_json(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise InputError(f"A spec cannot hold a {type(value).__name__}.")
+
+
+def _typed(field: dataclasses.Field[Any], owner: Any) -> Any:
+    """Return a field's value, whole numbers as floats where its type is float or tuple of it."""
+    value, kind = getattr(owner, field.name), str(field.type)
+    if not _FLOAT.search(kind) or _INT.search(kind):
+        return value
+    if type(value) is int:
+        return float(value)
+    if isinstance(value, (list, tuple)):
+        return [float(item) if type(item) is int else item for item in value]
+    return value
 
 
 def from_json(data: Any) -> Any:

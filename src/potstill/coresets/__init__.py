@@ -1,21 +1,44 @@
 """Coresets: real images chosen by rule, as baselines and as methods."""
 
-from potstill.coresets.select import (
+from potstill.coresets.features import (
     Features,
-    counts_of,
-    medoid_real,
-    medoids,
+    expert_features,
+    expert_module,
+    module_features,
     net_features,
     pixel_features,
+)
+from potstill.coresets.rules import herding, highest, k_center, medoids, repeated
+from potstill.coresets.scores import Score, ScoreSpec, mean_scores, score_tasks
+from potstill.coresets.select import (
+    cluster_seed,
+    counts_of,
+    medoid_real,
+    members_of,
     random_real,
+    shuffled,
 )
 
 __all__ = [
     "Features",
+    "Score",
+    "ScoreSpec",
+    "cluster_seed",
     "counts_of",
+    "expert_features",
+    "expert_module",
+    "herding",
+    "highest",
+    "k_center",
+    "mean_scores",
     "medoid_real",
     "medoids",
+    "members_of",
+    "module_features",
     "net_features",
     "pixel_features",
     "random_real",
+    "repeated",
+    "score_tasks",
+    "shuffled",
 ]

@@ -1,7 +1,9 @@
-"""Normalisers: from pixels to what networks see and back, invertible and counted in bytes."""
+"""Mean and standard deviation a channel: measured, or published under the name of a recipe."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +15,19 @@ from potstill.core.spec import record
 from potstill.data.types import Split
 
 STATISTICS: Registry[MeanStd] = Registry("statistics")
+
+
+def unit_range(pixels: Tensor) -> Tensor:
+    """Return uint8 or floating images as float32 in [0, 1]; float64 stays float64.
+
+    Raises:
+        InputError: for another type.
+    """
+    if pixels.dtype == torch.uint8:
+        return pixels.to(torch.float32) / 255
+    if not pixels.is_floating_point():
+        raise InputError(f"Images must be uint8 or floating, not {pixels.dtype}.")
+    return pixels if pixels.dtype == torch.float64 else pixels.to(torch.float32)
 
 
 @record
@@ -40,14 +55,14 @@ class MeanStd:
         Raises:
             InputError: if the channels differ or the type is another integer.
         """
-        if pixels.dtype == torch.uint8:
-            scaled = pixels.to(torch.float32) / 255
-        elif pixels.is_floating_point():
-            scaled = pixels if pixels.dtype == torch.float64 else pixels.to(torch.float32)
-        else:
-            raise InputError(f"Images must be uint8 or floating, not {pixels.dtype}.")
-        mean, std = self._like(scaled)
-        return (scaled - mean) / std
+        x = unit_range(pixels)
+        self.check(x.shape)
+        return self.apply(x, self.parts(x.dtype, x.device))
+
+    @staticmethod
+    def apply(x: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
+        """Normalise floating images in [0, 1] with what `parts` returned."""
+        return (x - parts["mean"]) / parts["std"]
 
     def inverse(self, x: Tensor) -> Tensor:
         """Return normalised images [N, C, H, W] in view space, black 0 and white 1, not clipped.
@@ -55,22 +70,47 @@ class MeanStd:
         Raises:
             InputError: if the channels differ.
         """
-        mean, std = self._like(x)
-        return x * std + mean
+        self.check(x.shape)
+        parts = self.parts(x.dtype, x.device)
+        return x * parts["std"] + parts["mean"]
+
+    def parts(self, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+        """Return the tensors that `apply` takes: `mean` and `std` [C, 1, 1]."""
+        numbers = {"mean": self.mean, "std": self.std}
+        return {
+            name: torch.tensor(values, dtype=dtype, device=device)[:, None, None]
+            for name, values in numbers.items()
+        }
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Refuse images of other channels.
+
+        Raises:
+            InputError: naming the channels and the shape.
+        """
+        if len(shape) < 3 or shape[-3] != self.channels:
+            raise InputError(
+                f"This normaliser is for images of {self.channels} channels, not for the shape "
+                f"{tuple(shape)}."
+            )
+
+    @property
+    def channels(self) -> int:
+        """Return the number of colour channels."""
+        return len(self.mean)
 
     def nbytes(self) -> int:
         """Return the bytes it takes to store this normaliser in float32."""
         return 4 * (len(self.mean) + len(self.std))
 
-    def _like(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        if x.ndim < 3 or x.shape[-3] != len(self.mean):
-            raise InputError(
-                f"This normaliser is for images of {len(self.mean)} channels, not for the shape "
-                f"{tuple(x.shape)}."
-            )
-        mean = torch.tensor(self.mean, dtype=x.dtype, device=x.device)
-        std = torch.tensor(self.std, dtype=x.dtype, device=x.device)
-        return mean[:, None, None], std[:, None, None]
+    def record(self) -> MeanStd:
+        """Return the record for specs: itself."""
+        return self
+
+    def describe(self) -> str:
+        """Return the numbers in one short line."""
+        mean, std = (" ".join(f"{v:.4g}" for v in values) for values in (self.mean, self.std))
+        return f"mean {mean}, std {std}"
 
 
 def named_stats(name: str) -> MeanStd:
@@ -87,27 +127,40 @@ def measure_stats(split: Split) -> MeanStd:
 
     Exact: from the counts of the 256 values. A channel of one value gets the std 1.
     """
-    values = range(256)
+    channels, values = split.pixels.shape[1], range(256)
+    counts = torch.zeros(channels, 256, dtype=torch.int64)
+    for part in split.pixels.split(max(1, 2**19 // math.prod(split.pixels.shape[2:]))):
+        for channel in range(channels):
+            counts[channel] += torch.bincount(part[:, channel].flatten(), minlength=256)
     means, stds = [], []
-    for channel in range(split.pixels.shape[1]):
-        counts = torch.bincount(split.pixels[:, channel].flatten(), minlength=256).tolist()
-        n = sum(counts)
-        first = sum(v * c for v, c in zip(values, counts, strict=True))
-        second = sum(v * v * c for v, c in zip(values, counts, strict=True))
+    for row in counts.tolist():
+        n = sum(row)
+        first = sum(v * c for v, c in zip(values, row, strict=True))
+        second = sum(v * v * c for v, c in zip(values, row, strict=True))
         means.append(first / (255 * n))
         stds.append((n * second - first * first) ** 0.5 / (255 * n) or 1.0)
     return MeanStd(mean=tuple(means), std=tuple(stds))
 
 
 _CIFAR10 = MeanStd(mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010))
-_CIFAR100 = MeanStd(mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761))
+_CIFAR100_DC = MeanStd(mean=(0.5071, 0.4866, 0.4409), std=(0.2673, 0.2564, 0.2762))
+_CIFAR100_KIP = MeanStd(mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761))
+_SVHN = MeanStd(mean=(0.4377, 0.4438, 0.4728), std=(0.1980, 0.2010, 0.1970))
+_MNIST = MeanStd(mean=(0.1307,), std=(0.3081,))
+_FASHION = MeanStd(mean=(0.2861,), std=(0.3530,))
 _IMAGENET = MeanStd(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+_TINY_SRE2L = MeanStd(mean=(0.4802, 0.4481, 0.3975), std=(0.2302, 0.2265, 0.2262))
 
-for _name, _stats in {
-    "cifar10@mtt": _CIFAR10,
-    "cifar100@mtt": _CIFAR10,  # as published: the CIFAR-10 numbers
-    "tiny@mtt": _IMAGENET,
-    "cifar10@kip": _CIFAR10,
-    "cifar100@kip": _CIFAR100,
+for _names, _stats in {
+    "cifar10@mtt cifar10@dc cifar10@idc cifar10@kip": _CIFAR10,
+    "cifar100@mtt cifar100@idc": _CIFAR10,  # as published: the CIFAR-10 numbers
+    "cifar100@dc": _CIFAR100_DC,
+    "cifar100@kip": _CIFAR100_KIP,
+    "svhn@dc svhn@idc": _SVHN,
+    "mnist@dc mnist@idc": _MNIST,
+    "fashion@dc fashion@idc": _FASHION,
+    "imagenet@dc imagenet@idc tiny@dc tiny@mtt": _IMAGENET,
+    "tiny@sre2l": _TINY_SRE2L,
 }.items():
-    STATISTICS.add(_name)(_stats)
+    for _name in _names.split():
+        STATISTICS.add(_name)(_stats)

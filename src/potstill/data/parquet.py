@@ -2,47 +2,40 @@
 
 from __future__ import annotations
 
+import json
 import re
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from potstill.core.errors import InputError
-from potstill.data.images import decode, stack
+from potstill.data.images import decode
 from potstill.data.layout import TEST_NAMES, existing_folder, unused_note
 from potstill.data.splits import numbered_classes
-from potstill.data.types import Parts, Split
-
-if TYPE_CHECKING:
-    from datasets import Dataset
+from potstill.data.types import Listed, Opener, Parts, Reading
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "fine_label", "labels")
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the bars and log lines of `datasets` off the terminal; errors still raise."""
-    import datasets
+@dataclass(frozen=True, kw_only=True)
+class _Table:
+    """What a parquet file says of itself, and its labels."""
 
-    bars, level = datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
-    try:
-        yield
-    finally:
-        datasets.logging.set_verbosity(level)
-        if not bars:
-            datasets.enable_progress_bars()
+    path: Path
+    image: str
+    classes: tuple[str, ...]
+    labels: Tensor
 
 
-def _layout(rest: str) -> tuple[dict[str, list[Path]], tuple[str, ...]]:
-    """Return the files of the parts "train" and, if there, "test", and notes."""
-    folder = existing_folder(rest, "parquet")
+def _layout(folder: Path) -> dict[str, list[Path]]:
+    """Return the files of the part "train" and those of held-out parts."""
     here = sorted(folder.glob("*.parquet")) or sorted((folder / "data").glob("*.parquet"))
     named = {
         name: [f for f in here if re.fullmatch(rf"{name}(-.*)?\.parquet", f.name)]
@@ -51,112 +44,146 @@ def _layout(rest: str) -> tuple[dict[str, list[Path]], tuple[str, ...]]:
     if not named["train"]:
         found = ", ".join(f.name for f in here[:5]) or "no parquet file"
         raise InputError(f"There is no train-*.parquet in {folder} (found: {found}).")
-    held_out = [name for name in TEST_NAMES if named[name]]
-    parts = {"train": named["train"]}
-    if held_out:
-        parts["test"] = named[held_out[0]]
-    return parts, unused_note(held_out, held_out[0]) if held_out else ()
+    return named
 
 
-def parquet_files(rest: str) -> dict[str, Path]:
-    """Return the parquet files by name.
-
-    Raises:
-        InputError: if the folder or a train-*.parquet in it is missing.
-    """
-    parts, _ = _layout(rest)
-    return {path.name: path for paths in parts.values() for path in paths}
-
-
-def _column(table: Dataset, path: Path, kind: str, names: tuple[str, ...]) -> str:
-    for name in names:
-        if name in table.column_names:
-            return name
-    raise InputError(
-        f"{path} has no {kind} column ({', '.join(names)}); "
-        f"its columns are: {', '.join(table.column_names)}."
-    )
-
-
-def _read(path: Path, scratch: str) -> Dataset:
-    """Return the image and label columns of a file, renamed to "image" and "label"."""
-    from datasets import Dataset
-    from datasets.exceptions import DatasetsError
-
-    try:
-        table = Dataset.from_parquet(str(path), cache_dir=scratch)
-    except (DatasetsError, OSError, ValueError) as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise InputError(f"{path} is not a readable parquet file ({reason}).") from error
-    assert isinstance(table, Dataset)
-    columns = [
-        _column(table, path, "image", IMAGE_COLUMNS),
-        _column(table, path, "label", LABEL_COLUMNS),
-    ]
-    for old, new in zip(columns, ("image", "label"), strict=True):
-        table = table if old == new else table.rename_column(old, new)
-    return table
-
-
-def _class_names(tables: dict[Path, Dataset], labels: torch.Tensor) -> tuple[str, ...]:
-    """Return the names in the ClassLabel feature, else "0".."K-1" from the training labels."""
-    named = {
-        path: tuple(getattr(t.features["label"], "names", None) or ()) for path, t in tables.items()
-    }
-    first, classes = next(iter(named.items()))
-    for path, names in named.items():
-        if names != classes:
-            raise InputError(f"{path} and {first} name different classes.")
-    return classes or numbered_classes(labels)
-
-
-def _labels(tables: dict[Path, Dataset]) -> torch.Tensor:
-    found: list[Any] = []
-    for path, table in tables.items():
-        values = table.with_format("arrow", ["label"])[:]["label"].to_pylist()
-        for row, value in enumerate(values):
-            if type(value) is not int:
-                raise InputError(
-                    f"Row {row} of {path} has the label {value!r}; labels must be integers 0..K-1."
-                )
-        found += values
-    return torch.tensor(found, dtype=torch.int64)
-
-
-def _images(tables: dict[Path, Dataset]) -> Iterator[tuple[str, Any]]:
-    for path, table in tables.items():
-        row = 0
-        batches: Any = table.with_format("arrow", ["image"]).iter(1000)
-        for batch in batches:
-            for value in batch["image"].to_pylist():
-                name = f"in row {row} of {path}"
-                data = value.get("bytes") if isinstance(value, dict) else value
-                if not isinstance(data, bytes):
-                    raise InputError(f"There are no image bytes {name}.")
-                yield name, decode(data, name)
-                row += 1
-
-
-def open_parquet(rest: str, resize: int | None) -> Parts:
+def open_parquet(rest: str, reading: Reading) -> Parts:
     """Return the parts of a folder of parquet files.
 
     Raises:
-        InputError: as `parquet_files`; for a file, column, label or image that cannot be used.
+        InputError: if the folder or a train-*.parquet in it is missing; as `parquet_parts`.
     """
-    parts, notes = _layout(rest)
-    with tempfile.TemporaryDirectory() as scratch, _quiet():
-        train = {path: _read(path, scratch) for path in parts["train"]}
-        test = {path: _read(path, scratch) for path in parts.get("test", [])}
-        n_train = sum(map(len, train.values()))
-        if not n_train or (test and not sum(map(len, test.values()))):
-            raise InputError(f"A parquet part in {rest} holds no images.")
-        tables = train | test
-        labels = _labels(tables)
-        classes = _class_names(tables, labels[:n_train])
-        pixels = stack(_images(tables), len(labels), resize=resize)
+    folder = existing_folder(rest, "parquet")
+    return parquet_parts(_layout(folder), str(folder))
+
+
+def parquet_parts(
+    found: Mapping[str, Sequence[Path]], where: str, *, label: str | None = None
+) -> Parts:
+    """Return the parts of parquet files: "train", and the first of `TEST_NAMES` with labels.
+
+    Args:
+        found: the files of each part.
+        where: what to call them all in errors.
+        label: the column of labels, if it is not to be found out.
+
+    Raises:
+        InputError: for a file, column or label that cannot be used; for a part without images.
+    """
+    train = [_read(path, label) for path in found["train"]]
+    present = [name for name in TEST_NAMES if found.get(name)]
+    test, used, notes = [], "", ()
+    for name in present:
+        test, used = [_read(path, label) for path in found[name]], name
+        if any(bool((table.labels != -1).any()) for table in test):
+            break
+        notes += (f"{name!r} has no labels (all are -1).",)
+        test, used = [], ""
+    if not sum(len(t.labels) for t in train) or (test and not sum(len(t.labels) for t in test)):
+        raise InputError(f"A parquet part in {where} holds no images.")
+    for table in (*train, *test):
+        if table.classes != train[0].classes:
+            raise InputError(f"{table.path} and {train[0].path} name different classes.")
+    part = _listed(train)
     return Parts(
-        train=Split(pixels[:n_train], labels[:n_train]),
-        test=Split(pixels[n_train:], labels[n_train:]) if test else None,
-        classes=classes,
-        notes=notes,
+        train=part,
+        test=_listed(test) if test else None,
+        classes=train[0].classes or numbered_classes(part.labels),
+        notes=notes + (unused_note(present[len(notes) :], used) if used else ()),
+        files={f"{n} {table.path.name}": table.path for n, table in enumerate((*train, *test))},
     )
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    from pyarrow import ArrowException
+
+    try:
+        yield
+    except (ArrowException, OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path} is not a readable parquet file ({reason}).") from error
+
+
+def _read(path: Path, label: str | None) -> _Table:
+    from pyarrow import parquet
+
+    with _readable(path), parquet.ParquetFile(path) as file:
+        schema = file.schema_arrow
+        noted: dict[str, Any] = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        typed = noted.get("info", {}).get("features", {})
+        features = {name: typed[name] for name in typed if isinstance(typed[name], dict)}
+        image = _column(schema.names, features, path, ("image", IMAGE_COLUMNS, "Image"))
+        names, feature = (LABEL_COLUMNS, "ClassLabel") if label is None else ((label,), "")
+        column = _column(schema.names, features, path, ("label", names, feature))
+        values = file.read([column])[column].to_pylist()
+    for row, value in enumerate(values):
+        if type(value) is not int:
+            raise InputError(
+                f"Row {row} of {path} has the label {value!r}; labels must be integers 0..K-1."
+            )
+    classes = tuple(features.get(column, {}).get("names") or ())
+    return _Table(path=path, image=image, classes=classes, labels=torch.tensor(values).long())
+
+
+def _column(
+    columns: Sequence[str],
+    features: Mapping[str, Any],
+    path: Path,
+    sought: tuple[str, tuple[str, ...], str],
+) -> str:
+    """Return the column of one of the sought names, else the only one of the sought feature."""
+    kind, names, feature = sought
+    typed = [c for c in columns if features.get(c, {}).get("_type") == feature]
+    for name in (*names, *(typed if len(typed) == 1 else ())):
+        if name in columns:
+            return name
+    raise InputError(
+        f"{path} has no {kind} column ({', '.join(names)}); its columns are: {', '.join(columns)}."
+    )
+
+
+def _listed(tables: list[_Table]) -> Listed:
+    labels = torch.cat([table.labels for table in tables])
+    return Listed(labels=labels, rows=torch.arange(len(labels)), named=_opened(tables))
+
+
+def _opened(tables: list[_Table]) -> Callable[[Tensor], Iterator[tuple[str, Opener]]]:
+    def named(rows: Tensor) -> Iterator[tuple[str, Opener]]:
+        wanted = torch.zeros(sum(len(table.labels) for table in tables), dtype=torch.bool)
+        wanted[rows] = True
+        for table, part in zip(tables, wanted.split([len(t.labels) for t in tables]), strict=True):
+            with _readable(table.path):
+                yield from _images(table, part.tolist())
+
+    return named
+
+
+def _images(table: _Table, wanted: list[bool]) -> Iterator[tuple[str, Opener]]:
+    """Yield the wanted images of a file; row groups without any are not read."""
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(table.path, pre_buffer=False) as file:
+        end = 0
+        for group in range(file.num_row_groups):
+            start, end = end, end + file.metadata.row_group(group).num_rows
+            if not any(wanted[start:end]):
+                continue
+            row = start
+            for batch in file.iter_batches(
+                64, row_groups=[group], columns=[table.image], use_threads=False
+            ):
+                for value in batch.column(0):
+                    if wanted[row]:
+                        name = f"in row {row} of {table.path}"
+                        yield name, partial(decode, _bytes(value.as_py(), name), name)
+                    row += 1
+
+
+def _bytes(value: Any, name: str) -> bytes:
+    data = value.get("bytes") if isinstance(value, dict) else value
+    if not isinstance(data, bytes):
+        raise InputError(f"There are no image bytes {name}.")
+    return data

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from potstill.core import keys
 from potstill.core.errors import InputError
-from potstill.data.types import Parts, Split
+from potstill.data.types import P, Parts, Split
 
 TEST_FRACTION = 0.2
 _ALSO_TEST = 3, "one to train on, one to validate and one to test"
@@ -51,12 +53,9 @@ def drawn(
     return chosen
 
 
-def parted(split: Split, chosen: Tensor) -> tuple[Split, Split]:
+def parted(part: P, chosen: Tensor) -> tuple[P, P]:
     """Return (the rows not chosen, the chosen rows), both in their old order."""
-    return (
-        Split(split.pixels[~chosen], split.labels[~chosen]),
-        Split(split.pixels[chosen], split.labels[chosen]),
-    )
+    return part.take(~chosen), part.take(chosen)
 
 
 def cut_validation(
@@ -79,7 +78,7 @@ def limited(train: Split, n_classes: int, limit: int) -> Split:
         rows = (train.labels == label).nonzero().flatten()
         order = torch.randperm(len(rows), generator=keys.generator(0, "limit", label))
         kept[rows[order[:limit]]] = True
-    return parted(train, kept)[1]
+    return train.take(kept)
 
 
 def numbered_classes(labels: Tensor) -> tuple[str, ...]:
@@ -107,17 +106,27 @@ def _check_labels(labels: Tensor, classes: tuple[str, ...], part: str) -> None:
         )
 
 
-def completed(parts: Parts) -> Parts:
-    """Return checked parts with a test part: where there is none, 20 % of each class.
+def checked(parts: Parts) -> Parts:
+    """Return the parts.
 
     Raises:
-        InputError: for a label outside 0..K-1 or a class with too few images.
+        InputError: for a label outside 0..K-1.
     """
     _check_labels(parts.train.labels, parts.classes, "training")
     if parts.test is not None:
         _check_labels(parts.test.labels, parts.classes, "test")
+    return parts
+
+
+def completed(parts: Parts) -> Parts:
+    """Return the parts with a test part: where there is none, 20 % of each class.
+
+    Raises:
+        InputError: for a class with too few images.
+    """
+    if parts.test is not None:
         return parts
     chosen = drawn(parts.train.labels, parts.classes, TEST_FRACTION, key="test", need=_ALSO_TEST)
     train, test = parted(parts.train, chosen)
     note = f"No test part found: {len(test)} images ({TEST_FRACTION:.0%} of each class) set aside."
-    return Parts(train=train, test=test, classes=parts.classes, notes=(*parts.notes, note))
+    return replace(parts, train=train, test=test, notes=(*parts.notes, note))

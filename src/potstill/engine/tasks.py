@@ -7,10 +7,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ import torch
 
 from potstill.core.errors import InputError, WorkError, unknown
 from potstill.core.store import Store
+from potstill.core.threads import using_threads
 
 ENGINES = ("inline", "processes")
 
@@ -64,6 +64,7 @@ def run_tasks(
             f"workers={workers} does not fit engine {engine!r}: "
             "'inline' has 1, 'processes' 1 or more."
         )
+    store.tidy(tasks.kind)
     paths = [store.path(tasks.kind, spec) for spec in tasks.specs]
     first = {path: place for place, path in reversed(list(enumerate(paths)))}
     places = sorted(p for p in first.values() if not store.has(tasks.kind, tasks.specs[p]))
@@ -97,16 +98,6 @@ def run_tasks(
     return paths
 
 
-@contextmanager
-def _threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(number)
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _do(
     fn: Callable[[Any, dict[str, str], Path], None],
     spec: Any,
@@ -119,7 +110,7 @@ def _do(
 ) -> None:
     """Do one task and file its result; a failure comes out as InputError or WorkError."""
     try:
-        with _threads(threads):
+        with using_threads(threads):
             store.put(kind, spec, lambda folder: fn(spec, context, folder))
     except (InputError, WorkError) as error:
         raise type(error)(f"{name}: {error}") from error

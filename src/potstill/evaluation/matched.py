@@ -13,35 +13,26 @@ from potstill.artefact import DistilledSet, load
 from potstill.core.errors import InputError
 from potstill.core.files import read_json
 from potstill.core.store import Store, default_cache
-from potstill.coresets import Features, counts_of, medoid_real, pixel_features, random_real
-from potstill.data import DataSet, reopen
+from potstill.coresets import Features
+from potstill.data import DataSet, keep_space, reopen
 from potstill.engine import Tasks, run_tasks
+from potstill.evaluation.images import BASELINES, Images, check_data, images_of
 from potstill.evaluation.protocol import PROTOCOLS, Protocol
+from potstill.evaluation.regimes import labels_of, regimes_of, teacher_of
 from potstill.evaluation.result import Result, Row, spread
-from potstill.evaluation.tasks import Distilled, EvalSpec, Real, evaluate_one, set_digest
+from potstill.evaluation.tasks import Distilled, EvalSpec, Real, Taught, evaluate_one
+from potstill.experts import ExpertSpec, ImportedExpert, train_expert
 from potstill.functional import TrainSpec
-from potstill.nets import NetSpec, variant
-
-BASELINES = ("random real", "k-means medoid")
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Images:
-    """Images to train on: one choice for all seeds, or one a seed; at each of some step sizes."""
-
-    name: str
-    what: tuple[Distilled | Real, ...]
-    trains: tuple[TrainSpec, ...]
-    note: str = ""
+from potstill.nets import NET_POOLS, NetSpec, describe, variant
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Group:
-    """The networks of one possible row: images at one step size."""
+    """The networks of one possible row: images at one step size under one regime of labels."""
 
-    name: str
+    images: Images
+    regime: str
     specs: tuple[EvalSpec, ...]
-    note: str
 
 
 def evaluate(
@@ -51,9 +42,11 @@ def evaluate(
     nets: Sequence[str | NetSpec] | None = None,
     protocol: str = "strict",
     seeds: int | None = None,
+    regimes: Sequence[str] = (),
     baselines: bool = True,
     whole: TrainSpec | None = None,
     features: Features | None = None,
+    teacher: ExpertSpec | ImportedExpert | None = None,
     store: Store | None = None,
     engine: str = "inline",
     workers: int = 1,
@@ -65,14 +58,19 @@ def evaluate(
     Args:
         s: the set, or the folder of a set or a run.
         data: the real data; by default the set's own, from the cache.
-        nets: networks to train, by default the set's own; a ConvNet named by text takes its
-            width and so on from the set's own network.
+        nets: networks to train, by default the set's own; "mtt" and "dc" name pools of them. A
+            network named by text takes its options from the set's own (see `nets.variant`).
         protocol: see `PROTOCOLS`.
         seeds: networks a row; the protocol's number by default.
+        regimes: labels of all images: "hard", "soft" or both, side by side; by default the set's
+            own labels and hard ones for real images. Under "soft", images without soft labels of
+            their own take those of the teacher.
         baselines: also train on random and k-means-medoid real images, as many a class, at the
             set's own step size and at that of own and grid which is best on validation.
         whole: how to train on all real training images, to show that row too.
         features: where k-means looks; the normalised pixels by default.
+        teacher: the network behind soft labels; by default one of the set's own kind is trained
+            on the real training images.
         store: where finished trainings are kept and looked up; the user's cache by default.
         engine: "inline" or "processes", with `workers` processes.
         threads: torch threads of each training.
@@ -85,24 +83,38 @@ def evaluate(
     rules = _rules(protocol, seeds, baselines)
     path, s = (None, s) if isinstance(s, DistilledSet) else (s, load(s))
     data = reopen(s.ref) if data is None else data
-    _check_data(s, data)
-    chosen = [variant(net, s.net) if isinstance(net, str) else net for net in nets or (s.net,)]
-    images = _images(s, data, rules, whole, features)
-    groups = [_groups(s, net, images, rules.seeds, threads) for net in chosen]
-    specs = tuple(spec for of_net in groups for group in of_net for spec in group.specs)
+    check_data(s, data)
+    regimes = regimes_of(s, regimes, rules)
+    chosen = _nets(nets or (s.net,), s.net)
+    keep_space(s.space)
     store = store or Store(default_cache())
+    taught = Taught(teacher=teacher or teacher_of(s, threads)) if "soft" in regimes else None
+    images = images_of(s, data, rules, whole, features)
+    groups = [
+        group
+        for net in chosen
+        for group in _groups(s, net, images, regimes, taught, rules, threads)
+    ]
+    specs = tuple(dict.fromkeys(spec for group in groups for spec in group.specs))
     with _folder(s, path) as folder:
-        tasks = _tasks(specs, folder)
+        if taught is not None and any(spec.labels == taught for spec in specs):
+            lesson = Tasks(
+                kind="experts", fn=train_expert, specs=(taught.teacher,), label="teacher"
+            )
+            run_tasks(lesson, store, engine=engine, workers=workers)
+        tasks = _tasks(specs, folder, store)
         run_tasks(tasks, store, engine=engine, workers=workers, on_done=on_done)
     found = {spec: read_json(store.verify(tasks.kind, spec) / "result.json") for spec in specs}
-    rows = [_shown([_row(group, found, rules) for group in of_net]) for of_net in groups]
+    rows = [_row(group, found, rules) for group in groups]
     return Result(
-        rows=tuple(row for of_net in rows for row in of_net),
+        rows=tuple(_shown(rows)),
         protocol=rules.name,
         data=s.origin.data,
         identity=s.ref.identity,
         nbytes=s.nbytes(),
+        seconds=sum(result["seconds"] for result in found.values()),
         cpu_seconds=sum(result["cpu_seconds"] for result in found.values()),
+        peak_bytes=max(result["peak_bytes"] for result in found.values()),
     )
 
 
@@ -114,8 +126,19 @@ def _rules(protocol: str, seeds: int | None, baselines: bool) -> Protocol:
     return replace(rules, seeds=seeds, baselines=rules.baselines and baselines)
 
 
-def _tasks(specs: tuple[EvalSpec, ...], folder: Path) -> Tasks:
-    context = {"set": str(folder)}
+def _nets(nets: Sequence[str | NetSpec], own: NetSpec) -> list[NetSpec]:
+    """Return the networks, pools spread out, none twice."""
+    found: list[NetSpec] = []
+    for net in nets:
+        if isinstance(net, str):
+            found += [variant(name, own) for name in NET_POOLS.get(net, (net,))]
+        else:
+            found.append(net)
+    return list(dict.fromkeys(found))
+
+
+def _tasks(specs: tuple[EvalSpec, ...], folder: Path, store: Store) -> Tasks:
+    context = {"set": str(folder), "store": str(store.root)}
     return Tasks(
         kind="evaluations", fn=evaluate_one, specs=specs, context=context, label="evaluation"
     )
@@ -132,103 +155,81 @@ def _folder(s: DistilledSet, path: str | Path | None) -> Iterator[Path]:
         yield Path(folder) / "set"
 
 
-def _check_data(s: DistilledSet, data: DataSet) -> None:
-    if data.ref.identity != s.ref.identity:
-        raise InputError(
-            f"{data.source!r} (identity {data.ref.identity[:12]}) is not the data set of this "
-            f"distilled set ({s.origin.data!r}, identity {s.ref.identity[:12]})."
-        )
-    if data.ref != s.ref:
-        raise InputError(
-            f"The set was distilled with a validation part of {s.ref.validation:g} of the training "
-            f"images, not {data.ref.validation:g}; open the data with the same."
-        )
-    shape, own = (data.channels, *data.size), tuple(s.decode(s.images).shape[1:])
-    if data.n_classes != len(s.classes) or own != shape:
-        raise InputError(
-            f"The distilled set has {len(s.classes)} classes of images {own}, "
-            f"the data set {data.n_classes} of {shape}."
-        )
-
-
-def _images(
-    s: DistilledSet,
-    data: DataSet,
-    rules: Protocol,
-    whole: TrainSpec | None,
-    features: Features | None,
-) -> list[_Images]:
-    """Return what is trained on, in the order of the rows; real images have hard labels."""
-    recipe, seeds = rules.train_spec(s.recipe), range(rules.seeds)
-    found = [_Images(name="distilled", what=(Distilled(digest=set_digest(s)),), trains=(recipe,))]
-    if rules.baselines:
-        counts, points = counts_of(s), features or pixel_features(s.space)
-        steps = dict.fromkeys((recipe.lr, *rules.lr_grid))
-        trains = tuple(replace(recipe, loss="ce", lr=lr) for lr in steps)
-        draws = tuple(Real(indices=random_real(data.train, counts, seed=d)) for d in seeds)
-        medoid = (Real(indices=medoid_real(data.train, counts, points)),)
-        note = f"k-means on {points.name}"
-        found.append(_Images(name=BASELINES[0], what=draws, trains=trains))
-        found.append(_Images(name=BASELINES[1], what=medoid, trains=trains, note=note))
-    if whole is not None:
-        found.append(_Images(name="whole set", what=(Real(indices=None),), trains=(whole,)))
-    return found
-
-
 def _groups(
-    s: DistilledSet, net: NetSpec, images: Sequence[_Images], seeds: int, threads: int
+    s: DistilledSet,
+    net: NetSpec,
+    images: Sequence[Images],
+    regimes: Sequence[str],
+    taught: Taught | None,
+    rules: Protocol,
+    threads: int,
 ) -> list[_Group]:
     """Return all trainings of one network, those of one possible row together."""
 
-    def spec(what: Distilled | Real, train: TrainSpec, seed: int) -> EvalSpec:
+    def spec(what: Distilled | Real, train: TrainSpec, regime: str, seed: int) -> EvalSpec:
+        labels, loss = labels_of(s, what, regime, taught)
         return EvalSpec(
             what=what,
+            labels=labels,
             net=net,
-            train=train,
+            train=replace(train, loss=loss),
             seed=seed,
             data=s.ref,
-            space=s.space,
+            space=s.space.record(),
             threads=threads,
         )
 
     return [
         _Group(
-            name=item.name,
-            specs=tuple(spec(item.what[d % len(item.what)], train, d) for d in range(seeds)),
-            note=item.note,
+            images=item,
+            regime=regime,
+            specs=tuple(
+                spec(item.what[d % len(item.what)], train, regime, d) for d in range(rules.seeds)
+            ),
         )
+        for regime in regimes
         for item in images
+        if regime != "soft" or item.name != "whole set"
         for train in item.trains
     ]
 
 
 def _row(group: _Group, found: dict[EvalSpec, dict], rules: Protocol) -> Row:
-    results = [found[spec] for spec in group.specs]
+    results, first = [found[spec] for spec in group.specs], group.specs[0]
     accuracies = tuple(result["test"] for result in results)
     mean, std, ci95 = spread(accuracies, ddof=rules.ddof)
+    nbytes, notes = dict(group.images.nbytes), [group.images.note]
+    if isinstance(first.labels, Taught):
+        nbytes["targets"] = results[0]["target_bytes"]
+        notes.append(f"soft labels by a {describe(first.labels.teacher.net)}")
     return Row(
-        name=group.name,
-        net=group.specs[0].net.name,
+        name=group.images.name,
+        net=describe(first.net),
+        regime="soft" if first.train.loss == "soft_ce" else "hard",
         accuracies=accuracies,
         validation=statistics.fmean(result["val"] for result in results),
         mean=mean,
         std=std,
         ci95=ci95,
         n=len(accuracies),
-        lr=group.specs[0].train.lr,
+        lr=first.train.lr,
         protocol=rules.name,
-        note=group.note,
+        nbytes=nbytes,
+        seconds=sum(result["seconds"] for result in results),
+        cpu_seconds=sum(result["cpu_seconds"] for result in results),
+        peak_bytes=max(result["peak_bytes"] for result in results),
+        note="; ".join(filter(None, notes)),
     )
 
 
 def _shown(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows of one network to show: of rows that differ in step only, own and best.
+    """Return the rows to show: of rows that differ in step only, the set's own and the best.
 
     The own one comes first and counts as best unless another is better on the validation part.
     """
     shown: list[Row] = []
-    for name in dict.fromkeys(row.name for row in rows):
-        same = [row for row in rows if row.name == name]
+    for net, regime, name in dict.fromkeys((row.net, row.regime, row.name) for row in rows):
+        same = [row for row in rows if (row.net, row.regime, row.name) == (net, regime, name)]
         if name not in BASELINES:
             shown += same
             continue

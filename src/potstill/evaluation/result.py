@@ -15,6 +15,9 @@ class Row:
 
     name: str
     net: str
+    """Name and width of the network."""
+    regime: str
+    """Labels: hard | soft."""
     accuracies: tuple[float, ...]
     """Test accuracy of each network, last epoch."""
     validation: float
@@ -27,6 +30,13 @@ class Row:
     n: int
     lr: float
     protocol: str
+    nbytes: dict[str, int]
+    """Bytes of what was trained on: images, targets, normaliser."""
+    seconds: float
+    """Wall seconds of training all n networks."""
+    cpu_seconds: float
+    peak_bytes: int
+    """The most memory that a process held while it trained one of them."""
     note: str = ""
 
 
@@ -42,11 +52,15 @@ class Result:
     """Identity hash of the real images."""
     nbytes: dict[str, int]
     """Bytes of the distilled set by part."""
+    seconds: float
+    """Wall seconds of all trainings behind the rows and the choice of steps."""
     cpu_seconds: float
-    """CPU seconds of all trainings behind the rows and the choice of steps."""
+    """CPU seconds of the same."""
+    peak_bytes: int
+    """The most memory that one process held."""
 
     def row(self, name: str, net: str | None = None) -> Row | None:
-        """Return the first row of that name (and network), if there is one."""
+        """Return the first row of that name (and network, as `nets.describe` says it)."""
         found = (r for r in self.rows if r.name == name and net in (None, r.net))
         return next(found, None)
 
@@ -56,7 +70,7 @@ class Result:
 
     def lines(self) -> list[str]:
         """Return one JSON text a row, each complete in itself (eval.jsonl)."""
-        head = {"data": self.data, "identity": self.identity, "nbytes": self.nbytes}
+        head = {"data": self.data, "identity": self.identity}
         return [json.dumps({**asdict(row), **head}, allow_nan=False) for row in self.rows]
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,8 +16,13 @@ from potstill.core.errors import InputError
 from potstill.core.files import write_json
 from potstill.core.spec import record
 from potstill.core.state import tensor_digest
-from potstill.data import DataRef, MeanStd, Split, reopen
+from potstill.core.store import Store
+from potstill.core.usage import peak_memory
+from potstill.coresets import expert_module
+from potstill.data import DataRef, Pixels, SpaceSpec, open_space, prepared, reopen
+from potstill.experts import ExpertSpec, ImportedExpert
 from potstill.functional import TrainSpec, accuracy, fit
+from potstill.functional.train import Prepare
 from potstill.nets import FlatNet, NetSpec, build
 
 
@@ -37,15 +44,26 @@ class Real:
 
 @record
 @dataclass(frozen=True, kw_only=True)
+class Taught:
+    """Take soft labels: the softmax of what a teacher says of the images, in evaluation mode."""
+
+    teacher: ExpertSpec | ImportedExpert
+    """The teacher is this expert after its last epoch."""
+
+
+@record
+@dataclass(frozen=True, kw_only=True)
 class EvalSpec:
     """One trained network: everything that its accuracy depends on."""
 
     what: Distilled | Real
+    labels: Taught | Literal["own", "hard"] = "own"
+    """As the images bring them, the likeliest class of each, or those of a teacher."""
     net: NetSpec
     train: TrainSpec
     seed: int
     data: DataRef
-    space: MeanStd
+    space: SpaceSpec
     threads: int
     revision: int = 1
     """Raised when the code changes what is measured, so that old results are not reused."""
@@ -60,14 +78,20 @@ def set_digest(s: DistilledSet) -> str:
 def evaluate_one(spec: EvalSpec, context: dict[str, str], folder: Path) -> None:
     """Train one network, last epoch, and write `result.json`.
 
-    It holds `val` and `test` (accuracies, fractions), `steps` and `cpu_seconds`.
+    It holds `val` and `test` (accuracies, fractions), `steps`, `target_bytes`, `seconds`,
+    `cpu_seconds` and `peak_bytes` (the most memory that the process held so far). context["set"]
+    is the folder of the distilled set, context["store"] the store with the teacher.
 
     Raises:
         InputError: if the set in context["set"] is not the one of the spec.
     """
     data = reopen(spec.data)
+    space = open_space(spec.space)
     images, targets = _training_images(spec, context)
-    prepare = spec.space.forward
+    if spec.labels == "hard" and targets.is_floating_point():
+        targets = targets.argmax(1)
+    elif isinstance(spec.labels, Taught):
+        targets = _taught(spec, images, context)
     module = build(
         spec.net,
         channels=data.channels,
@@ -76,8 +100,10 @@ def evaluate_one(spec: EvalSpec, context: dict[str, str], folder: Path) -> None:
         seed=spec.seed,
         key=("evaluate",),
     )
-    net = FlatNet(module)
-    start = time.process_time()
+    net, prepare = FlatNet(module), None
+    if isinstance(spec.what, Real):
+        images, prepare = prepared(space, images)
+    start, clock = time.process_time(), time.perf_counter()
     theta = fit(
         net,
         net.theta0,
@@ -86,23 +112,33 @@ def evaluate_one(spec: EvalSpec, context: dict[str, str], folder: Path) -> None:
         spec.train,
         seed=spec.seed,
         key=("evaluate",),
-        prepare=prepare if isinstance(spec.what, Real) else None,
+        prepare=prepare,
     )
-    seconds = time.process_time() - start
+    cpu_seconds, seconds = time.process_time() - start, time.perf_counter() - clock
 
-    def measure(split: Split) -> float:
-        return accuracy(net, theta, split.pixels, split.labels, prepare=prepare)
+    def measure(part: Literal["val", "test"]) -> float:
+        pixels, prepare = _measured(spec.data, part, spec.space)
+        return accuracy(net, theta, pixels, getattr(data, part).labels, prepare=prepare)
 
     result = {
-        "val": measure(data.val),
-        "test": measure(data.test),
+        "val": measure("val"),
+        "test": measure("test"),
         "steps": spec.train.epochs * -(-len(images) // spec.train.batch),
-        "cpu_seconds": seconds,
+        "target_bytes": targets.nbytes,
+        "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
+        "peak_bytes": peak_memory(),
     }
     write_json(folder / "result.json", result)
 
 
-def _training_images(spec: EvalSpec, context: dict[str, str]) -> tuple[Tensor, Tensor]:
+@lru_cache(maxsize=2)
+def _measured(ref: DataRef, part: str, space: SpaceSpec) -> tuple[Pixels, Prepare | None]:
+    """Return the images of a part as `prepared`, once a process."""
+    return prepared(open_space(space), getattr(reopen(ref), part).pixels)
+
+
+def _training_images(spec: EvalSpec, context: dict[str, str]) -> tuple[Pixels, Tensor]:
     """Return images and targets: a set in model-input space, or real images in uint8."""
     if isinstance(spec.what, Distilled):
         s = load(context["set"])
@@ -114,3 +150,18 @@ def _training_images(spec: EvalSpec, context: dict[str, str]) -> tuple[Tensor, T
         return part.pixels, part.labels
     chosen = torch.tensor(spec.what.indices)
     return part.pixels[chosen], part.labels[chosen]
+
+
+def _taught(spec: EvalSpec, images: Pixels, context: dict[str, str]) -> Tensor:
+    """Return the teacher's probabilities [N, K] of the images."""
+    assert isinstance(spec.labels, Taught)
+    teacher = spec.labels.teacher
+    module = expert_module(teacher, Store(Path(context["store"])).verify("experts", teacher))
+    prepare = open_space(teacher.space).forward
+    if isinstance(spec.what, Distilled):
+        back = open_space(spec.space).inverse
+        same = teacher.space == spec.space
+        forward, prepare = prepare, lambda x: x if same else forward(back(x))
+    with torch.no_grad():
+        logits = [module(prepare(part)) for part in images.split(64)]
+    return torch.cat(logits).softmax(1)

@@ -1,18 +1,36 @@
 """Expert trajectories: their store, their training, and sources of networks."""
 
+from potstill.experts.imports import Import, ImportedExpert, import_experts
+from potstill.experts.pools import KIND, Pool, find_pool, pool_name, pools, remove_pool
 from potstill.experts.source import Draw, NetworkSource, Trajectories, check_window
 from potstill.experts.store import Trajectory, write_trajectory
-from potstill.experts.train import ExpertPlan, ExpertSpec, expert_tasks, train_expert
+from potstill.experts.train import (
+    ExpertPlan,
+    ExpertSpec,
+    epochs_of,
+    expert_tasks,
+    train_expert,
+)
 
 __all__ = [
+    "KIND",
     "Draw",
     "ExpertPlan",
     "ExpertSpec",
+    "Import",
+    "ImportedExpert",
     "NetworkSource",
+    "Pool",
     "Trajectories",
     "Trajectory",
     "check_window",
+    "epochs_of",
     "expert_tasks",
+    "find_pool",
+    "import_experts",
+    "pool_name",
+    "pools",
+    "remove_pool",
     "train_expert",
     "write_trajectory",
 ]

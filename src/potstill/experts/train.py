@@ -16,11 +16,14 @@ from torch import Tensor
 from potstill.augment import DSA
 from potstill.core.errors import InputError, WorkError
 from potstill.core.spec import record
-from potstill.data import DataRef, DataSet, MeanStd, reopen
+from potstill.core.store import Store, default_cache
+from potstill.data import DataRef, DataSet, Space, SpaceSpec, open_space, prepared, reopen
 from potstill.engine import Tasks
+from potstill.experts.imports import imported_tasks
+from potstill.experts.pools import KIND, find_pool
 from potstill.experts.store import write_trajectory
-from potstill.functional import SGD, Segment, TrainSpec, accuracy, fit
-from potstill.nets import FlatNet, NetSpec, build
+from potstill.functional import GSAM, SGD, Segment, TrainSpec, accuracy, fit
+from potstill.nets import FlatNet, NetSpec, build, filled
 
 
 @record
@@ -42,12 +45,18 @@ class ExpertPlan:
     """Images a step; the last, partial batch of an epoch is kept."""
     augment: DSA | None = DSA()
     """Augmentation of the real images."""
+    gsam: GSAM = GSAM(rho=0.0, alpha=0.0)
+    """Experts in flat regions (FTD): GSAM around SGD; a rho of 0 means plain SGD."""
+    imported: str | None = None
+    """Train none: take `count` experts of this pool (see `potstill experts import`)."""
 
     def __post_init__(self) -> None:
         if self.count < 1:
             raise InputError(f"count of experts must be at least 1, not {self.count}.")
         if self.epochs < 1:
             raise InputError(f"epochs of an expert must be at least 1, not {self.epochs}.")
+        if not self.gsam.rho and (self.gsam.alpha or not self.gsam.adaptive):
+            raise InputError("gsam.alpha and gsam.adaptive have no effect without a gsam.rho.")
         _ = self.train  # its records refuse a bad step size, batch, momentum or decay
 
     @property
@@ -59,6 +68,7 @@ class ExpertPlan:
             batch=self.batch,
             optimizer=SGD(momentum=self.momentum, weight_decay=self.weight_decay),
             augment=self.augment,
+            sharpness=self.gsam if self.gsam.rho else None,
         )
 
 
@@ -68,7 +78,7 @@ class ExpertSpec:
     """One expert: everything that its trajectory depends on."""
 
     data: DataRef
-    space: MeanStd
+    space: SpaceSpec
     net: NetSpec
     train: TrainSpec
     seed: int
@@ -79,14 +89,49 @@ class ExpertSpec:
 
 
 def expert_tasks(
-    plan: ExpertPlan, data: DataSet, space: MeanStd, net: NetSpec, *, seed: int, threads: int
+    plan: ExpertPlan,
+    data: DataSet,
+    space: Space,
+    net: NetSpec,
+    *,
+    seed: int,
+    threads: int,
+    store: Store | None = None,
 ) -> Tasks:
-    """Return one task an expert; expert k of a seed is the same however many there are."""
+    """Return one task an expert; expert k of a seed is the same however many there are.
+
+    Raises:
+        InputError: if the plan names an imported pool that `store` lacks or that does not fit.
+    """
+    if plan.imported is not None:
+        found = store or Store(default_cache())
+        return imported_tasks(
+            plan.imported, plan.count, data=data, space=space, net=net, store=found
+        )
     first = ExpertSpec(
-        data=data.ref, space=space, net=net, train=plan.train, seed=seed, index=0, threads=threads
+        data=data.ref,
+        space=space.record(),
+        net=filled(net),
+        train=plan.train,
+        seed=seed,
+        index=0,
+        threads=threads,
     )
     specs = tuple(replace(first, index=k) for k in range(plan.count))
-    return Tasks(kind="experts", fn=train_expert, specs=specs, label="experts")
+    return Tasks(
+        kind=KIND, fn=train_expert, specs=specs, context={"source": data.source}, label="experts"
+    )
+
+
+def epochs_of(plan: ExpertPlan, store: Store | None = None) -> int:
+    """Return the epochs that the experts of a plan have: its own, or those of an imported pool.
+
+    Raises:
+        InputError: if the store lacks the imported pool.
+    """
+    if plan.imported is None:
+        return plan.epochs
+    return find_pool(store or Store(default_cache()), plan.imported).last_epoch()
 
 
 def train_expert(spec: ExpertSpec, context: dict[str, str], folder: Path) -> None:
@@ -116,24 +161,27 @@ def train_expert(spec: ExpertSpec, context: dict[str, str], folder: Path) -> Non
         rows[epoch + 1] = theta
         losses.append(loss)
 
+    space = open_space(spec.space)
     clock, cpu = time.perf_counter(), time.process_time()
+    pixels, prepare = prepared(space, data.train.pixels)
     theta = fit(
         net,
         net.theta0,
-        data.train.pixels,
+        pixels,
         data.train.labels,
         spec.train,
         seed=spec.seed,
         key=("expert", spec.index),
-        prepare=spec.space.forward,
+        prepare=prepare,
         on_epoch=keep,
     )
     if not bool(torch.isfinite(rows).all()):
         raise WorkError(
             f"Expert {spec.index} diverged; lower its step size (now {spec.train.lr:g})."
         )
-    validation = accuracy(net, theta, data.val.pixels, data.val.labels, prepare=spec.space.forward)
+    validation = accuracy(net, theta, data.val.pixels, data.val.labels, prepare=space.forward)
     facts = {
+        "source": context.get("source"),
         "train_loss": losses,
         "validation_accuracy": validation,
         "parameters": [[n, list(s)] for n, s in zip(net.names, net.shapes, strict=True)],

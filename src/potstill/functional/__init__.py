@@ -2,6 +2,7 @@
 
 from potstill.functional.losses import ce, soft_ce
 from potstill.functional.optim import SGD, Adam
+from potstill.functional.sharpness import GSAM
 from potstill.functional.train import (
     Segment,
     TrainSpec,
@@ -13,6 +14,7 @@ from potstill.functional.train import (
 from potstill.functional.unroll import Batch, choose_strategy, graph_bytes, run_prefix, unroll
 
 __all__ = [
+    "GSAM",
     "SGD",
     "Adam",
     "Batch",

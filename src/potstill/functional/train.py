@@ -17,8 +17,10 @@ from potstill.augment.dsa import DSA
 from potstill.core import keys
 from potstill.core.errors import InputError, unknown
 from potstill.core.spec import record
-from potstill.functional.losses import ce, soft_ce
+from potstill.data import Pixels
+from potstill.functional.losses import ce, gradient, soft_ce
 from potstill.functional.optim import SGD, Adam, State
+from potstill.functional.sharpness import GSAM
 from potstill.nets.flat import FlatNet
 
 Prepare = Callable[[Tensor], Tensor]
@@ -56,7 +58,7 @@ class TrainSpec:
 
     lr: step size; segments: consecutive parts of the training; batch: images a step, the last
     batch of an epoch may be smaller; loss: "ce" takes class numbers, "soft_ce" probabilities;
-    augment: applied to every batch, or None.
+    augment: applied to every batch, or None; sharpness: see `GSAM`, or None.
 
     Raises:
         InputError: for an lr of at most 0, a batch below 1, no segments, an unknown loss.
@@ -68,6 +70,7 @@ class TrainSpec:
     optimizer: SGD | Adam = field(default_factory=lambda: SGD(momentum=0.9, weight_decay=5e-4))
     loss: Literal["ce", "soft_ce"] = "ce"
     augment: DSA | None = field(default_factory=DSA)
+    sharpness: GSAM | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.lr < math.inf:
@@ -101,7 +104,7 @@ def mtt_segments(epochs: int = 1000) -> tuple[Segment, ...]:
 def fit(
     net: FlatNet,
     theta: Tensor,
-    images: Tensor,
+    images: Pixels,
     targets: Tensor,
     spec: TrainSpec,
     *,
@@ -156,7 +159,7 @@ def _epoch(
     state: State,
     step: int,
     lr: Tensor,
-    images: Tensor,
+    images: Pixels,
     targets: Tensor,
     spec: TrainSpec,
     generator: torch.Generator,
@@ -173,10 +176,11 @@ def _epoch(
             c, h, w = x.shape[1:]
             parameters = spec.augment.sample(len(x), (c, h, w), generator)
             x = spec.augment.apply(x, parameters.to(x.device))
-        leaf = theta.detach().requires_grad_()
-        with torch.enable_grad():
-            loss = loss_of(net(leaf, x), y)
-            (grad,) = torch.autograd.grad(loss, leaf)
+        loss, grad = gradient(net, theta, x, y, loss_of)
+        if spec.sharpness is not None:
+            with net.keeping_statistics():
+                there = theta + spec.sharpness.perturbation(theta, grad)
+                grad = spec.sharpness.combined(grad, gradient(net, there, x, y, loss_of)[1])
         with torch.no_grad():
             theta, state = spec.optimizer.update(theta, grad, state, lr, step)
             total += loss * len(index)
@@ -187,7 +191,7 @@ def _epoch(
 def predict(
     net: FlatNet,
     theta: Tensor,
-    images: Tensor,
+    images: Pixels,
     *,
     batch: int = 64,
     prepare: Prepare | None = None,
@@ -210,7 +214,7 @@ def predict(
 def accuracy(
     net: FlatNet,
     theta: Tensor,
-    images: Tensor,
+    images: Pixels,
     labels: Tensor,
     *,
     batch: int = 64,
@@ -225,7 +229,7 @@ def _input(pixels: Tensor, theta: Tensor, prepare: Prepare | None) -> Tensor:
     return (pixels if prepare is None else prepare(pixels)).to(theta.dtype)
 
 
-def _check(images: Tensor, targets: Tensor, spec: TrainSpec, prepare: Prepare | None) -> None:
+def _check(images: Pixels, targets: Tensor, spec: TrainSpec, prepare: Prepare | None) -> None:
     if not len(images) or len(images) != len(targets):
         raise InputError(f"There are {len(images)} images and {len(targets)} targets.")
     if prepare is None and not images.is_floating_point():

@@ -22,6 +22,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from potstill.core.errors import InputError, unknown
 from potstill.functional.optim import Bars, Optimizer, State
@@ -47,7 +48,8 @@ class _Plan:
     first_step: int
 
     def gradient(self, k: int, theta: Tensor, rows: tuple[Tensor, ...], *, graph: bool) -> Tensor:
-        with torch.enable_grad():
+        # torch's fused attention has no second derivative
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
             value = self.loss(theta, rows, self.batches[k].extra)
             return torch.autograd.grad(value, theta, create_graph=graph)[0]
 
@@ -216,23 +218,22 @@ def graph_bytes(
     *,
     strategy: Strategy,
     batch: int,
-    height: int,
-    width: int,
-    net_width: int,
+    kept: int,
     parameters: int,
     steps: int,
     moments: int = 0,
 ) -> int:
-    """Return about how many bytes an unroll of a ConvNet with instance norm keeps, in float32.
+    """Return about how many bytes an unroll of a network keeps, in float32.
 
-    `graph`: steps (2.83 MiB batch (net_width / 128) (height width / 1024) + 2.5 * 4 parameters),
-    measured on plain SGD with saved-tensor hooks; `adjoint`: the images' part of one step, and
+    `kept` are the bytes that one forward pass keeps of an image (`nets.kept_bytes`). `graph`:
+    steps (1.9 kept batch + 2.5 * 4 parameters), measured on plain SGD with saved-tensor hooks (1.9
+    for ConvNets and ResNets, at most 2.0 for others); `adjoint`: the images' part of one step, and
     4 parameters (1 + moments) per step for theta_t and the tensors of the optimizer state
     (moments: SGD with momentum 1, Adam 2).
     """
     if strategy not in ("graph", "adjoint"):
         raise unknown("strategy", strategy, ("graph", "adjoint"))
-    images = 2.83 * 2**20 * batch * (net_width / 128) * (height * width / 1024)
+    images = 1.9 * kept * batch
     if strategy == "graph":
         return round(steps * (images + 2.5 * 4 * parameters))
     return round(images + steps * 4 * parameters * (1 + moments))

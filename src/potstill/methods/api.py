@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -12,7 +12,8 @@ from torch import Tensor
 from potstill.artefact import DistilledSet
 from potstill.core.errors import InputError
 from potstill.core.registry import Registry
-from potstill.data import DataSet, MeanStd
+from potstill.core.store import Store
+from potstill.data import DataSet, Space
 from potstill.engine import Tasks
 from potstill.experts import NetworkSource
 from potstill.nets import FlatNet, NetSpec
@@ -60,14 +61,20 @@ class Context:
     """What a method sees of a run."""
 
     data: DataSet
-    space: MeanStd
+    space: Space
     net: FlatNet
     net_spec: NetSpec
     ipc: int
     seed: int
     plan: Plan
     synth: tuple[SynthBlock, ...]
+    replacement: bool = False
+    """Whether a class with fewer real images than ipc gives images twice."""
     nets: NetworkSource | None = None
+    done: Done = field(default_factory=dict)
+    """Folders of the task phases that were finished before the loop."""
+    store: Store | None = None
+    """Where finished work lies; in the user's cache by default."""
 
 
 @dataclass(frozen=True, kw_only=True)

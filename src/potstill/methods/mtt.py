@@ -25,13 +25,14 @@ from potstill.augment import DSA
 from potstill.core.errors import InputError
 from potstill.core.keys import generator
 from potstill.core.spec import record
-from potstill.experts import ExpertPlan, Trajectories, check_window, expert_tasks
+from potstill.experts import ExpertPlan, Trajectories, check_window, epochs_of, expert_tasks
 from potstill.functional import SGD, TrainSpec, ce, graph_bytes, mtt_segments
 from potstill.functional.unroll import Loss
 from potstill.methods.api import METHODS, Context, Cost, Done, Loop, Metrics, Phase
 from potstill.methods.export import blocks_of, origin_of
 from potstill.methods.matching import State, at_rest, descend, match, minibatches, roll_back
 from potstill.methods.start import first_images, labels_of
+from potstill.nets import hindrance, kept_bytes
 
 
 @METHODS.add("mtt")
@@ -83,7 +84,13 @@ class MTT:
             raise InputError(f"image_init must be 'real' or 'noise', not {self.image_init!r}.")
 
     def check(self, ctx: Context) -> None:
-        """Refuse minibatches larger than the set and start windows that experts do not reach."""
+        """Refuse dropout, minibatches larger than the set, windows that experts do not reach."""
+        module = ctx.net.load(ctx.net.theta0)
+        if problem := hindrance(module, ctx.data.channels, ctx.data.size):
+            raise InputError(
+                f"mtt cannot distil with {ctx.net_spec.name}: {problem}; a set that another "
+                "network makes can train it."
+            )
         count = len(labels_of(ctx))
         if self.batch_syn is not None and self.batch_syn > count:
             raise InputError(
@@ -92,19 +99,18 @@ class MTT:
         check_window(
             start_epochs=self.max_start_epoch,
             span=self.expert_epochs,
-            epochs=self.experts.epochs,
+            epochs=epochs_of(self.experts, ctx.store),
         )
 
     def cost(self, ctx: Context) -> Cost:
         """Return predicted graph bytes of both strategies and the bytes of the experts."""
-        height, width = ctx.data.size
+        epochs, module = epochs_of(self.experts, ctx.store), ctx.net.load(ctx.net.theta0)
+        kept = kept_bytes(module, ctx.data.channels, ctx.data.size)
         bytes_of = {
             strategy: graph_bytes(
                 strategy=strategy,
                 batch=self.batch_syn or len(labels_of(ctx)),
-                height=height,
-                width=width,
-                net_width=ctx.net_spec.width,
+                kept=kept,
                 parameters=ctx.net.numel,
                 steps=self.steps,
             )
@@ -113,7 +119,7 @@ class MTT:
         return Cost(
             graph_bytes=bytes_of["graph"],
             adjoint_bytes=bytes_of["adjoint"],
-            disk_bytes=self.experts.count * (self.experts.epochs + 1) * ctx.net.numel * 4,
+            disk_bytes=self.experts.count * (epochs + 1) * ctx.net.numel * 4,
             steps=self.iterations,
             notes=_advice(self.experts, len(ctx.data.train)),
         )
@@ -128,6 +134,7 @@ class MTT:
                 ctx.net_spec,
                 seed=ctx.seed,
                 threads=ctx.plan.threads,
+                store=ctx.store,
             )
         if "loop" not in done:
             source = Trajectories.open(
@@ -228,7 +235,12 @@ class MTT:
 
 
 def _advice(experts: ExpertPlan, images: int) -> tuple[str, ...]:
-    """Warn of experts that hardly move: few steps an epoch leave nothing to match."""
+    """Warn of experts that hardly move, so that nothing is to match, or that know too much."""
+    if experts.imported is not None:
+        return (
+            "Note: imported experts were trained elsewhere, most likely on the validation images "
+            "too, so accuracies on these are too good.",
+        )
     steps = -(-images // experts.batch)
     if steps >= 10:
         return ()

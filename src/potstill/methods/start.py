@@ -7,14 +7,16 @@ from torch import Tensor
 
 from potstill.core.errors import InputError
 from potstill.core.keys import generator
+from potstill.coresets import members_of, shuffled
 from potstill.methods.api import Context
 
 
 def first_images(ctx: Context, init: str) -> tuple[Tensor, ...]:
     """Return the images [C * ipc, ch, H, W] of each block before the first outer step.
 
-    `real`: random normalised training images of the class, none twice in the set;
-    `noise`: standard normal. A block that brings its images keeps them.
+    `real`: random normalised training images of the class, none twice in the set (with
+    replacement each once before any twice); `noise`: standard normal. A block that brings its
+    images keeps them.
 
     Raises:
         InputError: for a class with too few training images, or images that do not fit a block.
@@ -39,17 +41,14 @@ def first_images(ctx: Context, init: str) -> tuple[Tensor, ...]:
 
 def _real(ctx: Context, start: int, stop: int) -> Tensor:
     """Return the indices of places start .. stop-1 in a random order of each class."""
-    chosen = []
-    for c, name in enumerate(ctx.data.classes):
-        members = (ctx.data.train.labels == c).nonzero().flatten()
-        if len(members) < stop:
-            raise InputError(
-                f"Class {name!r} has {len(members)} training images (a part is kept for "
-                f"validation); ipc {stop} needs at least that many."
-            )
-        order = torch.randperm(len(members), generator=generator(ctx.seed, "first images", c))
-        chosen.append(members[order[start:stop]])
-    return torch.cat(chosen)
+    train, classes = ctx.data.train, ctx.data.classes
+    found = members_of(train, [stop] * len(classes), replacement=ctx.replacement, classes=classes)
+    return torch.cat(
+        [
+            shuffled(members, stop, chance=generator(ctx.seed, "first images", label))[start:]
+            for label, members in enumerate(found)
+        ]
+    )
 
 
 def labels_of(ctx: Context) -> Tensor:

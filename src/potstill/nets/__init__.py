@@ -1,7 +1,41 @@
 """Networks by exact name, and their parameters as one flat vector."""
 
+from potstill.nets import alexnet as alexnet
+from potstill.nets import classic as classic
 from potstill.nets import convnet as convnet
+from potstill.nets import densenet as densenet
+from potstill.nets import resnet as resnet
+from potstill.nets import vgg as vgg
+from potstill.nets import vit as vit
+from potstill.nets.external import EXTERNAL
 from potstill.nets.flat import FlatNet
-from potstill.nets.spec import NETS, NetSpec, build, variant
+from potstill.nets.spec import (
+    NET_POOLS,
+    NETS,
+    NetSpec,
+    Network,
+    build,
+    describe,
+    filled,
+    fitting,
+    narrowed,
+    variant,
+)
+from potstill.nets.trial import hindrance, kept_bytes
 
-__all__ = ["NETS", "FlatNet", "NetSpec", "build", "variant"]
+__all__ = [
+    "EXTERNAL",
+    "NETS",
+    "NET_POOLS",
+    "FlatNet",
+    "NetSpec",
+    "Network",
+    "build",
+    "describe",
+    "filled",
+    "fitting",
+    "hindrance",
+    "kept_bytes",
+    "narrowed",
+    "variant",
+]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +69,15 @@ class FlatNet:
     def eval(self) -> None:
         """Switch to evaluation mode."""
         self._module.eval()
+
+    @contextmanager
+    def keeping_statistics(self) -> Iterator[None]:
+        """Leave the running statistics after the block as they were before it."""
+        before = {name: buffer.clone() for name, buffer in self._buffers.items()}
+        try:
+            yield
+        finally:
+            self._buffers = before
 
     def load(self, theta: Tensor) -> nn.Module:
         """Return a plain module with parameters theta [P], the running statistics and the mode.

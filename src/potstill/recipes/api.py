@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from potstill.core.errors import InputError
 from potstill.core.registry import Registry
+from potstill.nets import narrowed
 from potstill.run import Run
 
 SCALES = ("smoke", "cpu", "full")
@@ -71,12 +72,16 @@ def scaled(run: Run, scale: str) -> Run:
         return run
     method = run.method.scaled(scale)
     smoke = scale == "smoke"
+    steps = getattr(method, "iterations", 1)  # coresets choose at once
+    standin = smoke and run.data.startswith("standin:")
     return dataclasses.replace(
         run,
         method=method,
-        net=dataclasses.replace(run.net, width=min(run.net.width, 8 if smoke else 32)),
-        resize=None if smoke and run.data.startswith("standin:") else run.resize,
+        net=narrowed(run.net, (8 if smoke else 32) / 128),
+        resize=None if standin else run.resize,
+        fit="crop" if standin else run.fit,
+        classes=None if standin else run.classes,
         limit=min(run.limit or 1000, max(run.ipc, 20) if smoke else 1000),
-        select_every=0 if smoke else run.select_every and max(1, method.iterations // 3),
+        select_every=0 if smoke else run.select_every and max(1, steps // 3),
         scale=scale,
     )

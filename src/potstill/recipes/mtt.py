@@ -11,12 +11,10 @@ from typing import NamedTuple
 
 from potstill.experts import ExpertPlan
 from potstill.methods.mtt import MTT
-from potstill.nets import NetSpec
+from potstill.nets import NetSpec, filled
 from potstill.recipes.api import RECIPES, Published, Recipe
 from potstill.run import Run
 
-ZCA = "the published row whitens with ZCA; this version normalises with mean and std instead"
-CROP = "images are cropped to a square before they are normalised; the original squashes them"
 LISTED = "MTT, arXiv 2203.11932, as PAD re-lists it"
 SUBSETS = "MTT, arXiv 2203.11932, as FTD re-lists it"
 
@@ -55,6 +53,7 @@ _SUBSETS = {
     "meow": ((30.7, 1.6), (40.4, 2.2)),
 }
 _SHAPES = {"cifar10": (3, 32, 10), "cifar100": (3, 32, 100), "tiny": (3, 64, 200)}
+_STATISTICS = {name: f"{name}@mtt" for name in _SHAPES}  # others: ImageNet's, as for Tiny
 _NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "tiny": "Tiny-ImageNet"}
 
 
@@ -88,9 +87,11 @@ def _recipe(row: _Row) -> Recipe:
             method=method,
             data=data,
             ipc=row.ipc,
-            net=NetSpec(name=row.net),
-            stats=f"{row.data}@mtt" if row.data in _SHAPES else "tiny@mtt",  # = ImageNet's
+            net=filled(NetSpec(name=row.net)),
+            normaliser="zca-mtt" if row.zca else _STATISTICS.get(row.data, "tiny@mtt"),
             resize=None if row.data in _SHAPES else size,
+            fit="crop" if row.data in _SHAPES else "squash",
+            classes=None if row.data in _SHAPES else f"{row.data}@mtt",
             select_every=500,
             recipe=f"mtt_{row.data}_ipc{row.ipc}",
         )
@@ -103,7 +104,6 @@ def _recipe(row: _Row) -> Recipe:
         published=Published(
             accuracy=row.accuracy, std=row.std, source=LISTED if row.data in _SHAPES else SUBSETS
         ),
-        differs=((ZCA,) if row.zca else ()) + (() if row.data in _SHAPES else (CROP,)),
     )
 
 

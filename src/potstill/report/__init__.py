@@ -1,5 +1,14 @@
 """Tables and pictures for people."""
 
-from potstill.report.table import HEAD, caption, cells, markdown, rich_table, text
+from potstill.report.table import (
+    HEAD,
+    caption,
+    cells,
+    markdown,
+    matrix,
+    rich_matrix,
+    rich_table,
+    text,
+)
 
-__all__ = ["HEAD", "caption", "cells", "markdown", "rich_table", "text"]
+__all__ = ["HEAD", "caption", "cells", "markdown", "matrix", "rich_matrix", "rich_table", "text"]

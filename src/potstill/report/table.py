@@ -1,4 +1,4 @@
-"""Results as tables: for the terminal (rich), as plain text, as Markdown."""
+"""Results as tables: for the terminal (rich), as plain text, as Markdown; and as a matrix."""
 
 from __future__ import annotations
 
@@ -9,7 +9,18 @@ from potstill.evaluation import Result, Row
 if TYPE_CHECKING:
     from rich.table import Table
 
-HEAD = ("trained on", "network", "test accuracy %", "95 % interval", "n", "step size", "note")
+HEAD = (
+    "trained on",
+    "network",
+    "labels",
+    "test accuracy %",
+    "95 % interval",
+    "n",
+    "step size",
+    "bytes",
+    "note",
+)
+LEFT = ("trained on", "network", "labels", "note")
 
 
 def cells(result: Result) -> list[tuple[str, ...]]:
@@ -22,8 +33,24 @@ def caption(result: Result) -> str:
     parts = ", ".join(f"{name} {_size(count)}" for name, count in result.nbytes.items())
     return (
         f"{result.data} ({result.identity[:12]}), protocol {result.protocol}, last epoch; "
-        f"set: {parts}; {result.cpu_seconds:.1f} CPU seconds of training"
+        f"set: {parts}; training took {result.seconds:.1f} s, {result.cpu_seconds:.1f} CPU s, at "
+        f"most {_size(result.peak_bytes)} of memory"
     )
+
+
+def matrix(result: Result) -> list[tuple[str, ...]]:
+    """Return test accuracies as a table of trained-on by network, head first.
+
+    Cells are mean ± std in %; "-" where there is no such row (a best step that is the own one).
+    """
+    nets = tuple(dict.fromkeys(row.net for row in result.rows))
+    kinds = tuple(dict.fromkeys((row.name, row.regime) for row in result.rows))
+    found = {(row.name, row.regime, row.net): _accuracy(row) for row in result.rows}
+    body = [
+        (name, regime, *(found.get((name, regime, net), "-") for net in nets))
+        for name, regime in kinds
+    ]
+    return [("trained on", "labels", *nets), *body]
 
 
 def text(result: Result) -> str:
@@ -43,27 +70,46 @@ def markdown(result: Result) -> str:
 
 def rich_table(result: Result) -> Table:
     """Return the table for a rich console."""
+    from rich.text import Text
+
+    table = _rich([HEAD, *cells(result)])
+    table.caption, table.caption_justify = Text(caption(result)), "left"
+    return table
+
+
+def rich_matrix(result: Result) -> Table:
+    """Return the table of `matrix` for a rich console."""
+    return _rich(matrix(result))
+
+
+def _rich(rows: list[tuple[str, ...]]) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=SIMPLE_HEAD, caption=Text(caption(result)), caption_justify="left")
-    for head in HEAD:
-        table.add_column(head, justify="left" if head in HEAD[:2] + HEAD[-1:] else "right")
-    for row in cells(result):
+    table = Table(box=SIMPLE_HEAD)
+    for head in rows[0]:
+        table.add_column(Text(head), justify="left" if head in LEFT else "right")
+    for row in rows[1:]:
         table.add_row(*map(Text, row), style="bold" if row[0] == "distilled" else "")
     return table
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    mean, low, high = f"{100 * row.mean:.2f}", "", ""
-    if row.std is not None:
-        mean += f" ± {100 * row.std:.2f}"
+    low, high = "", ""
     if row.ci95 is not None:
         low, high = f"{100 * (row.mean - row.ci95):.2f}", f"{100 * (row.mean + row.ci95):.2f}"
     interval = f"{low} to {high}" if low else "-"
-    return (row.name, row.net, mean, interval, str(row.n), f"{row.lr:.4g}", row.note)
+    size, step = _size(sum(row.nbytes.values())), f"{row.lr:.4g}"
+    measured = (_accuracy(row), interval, str(row.n), step, size)
+    return (row.name, row.net, row.regime, *measured, row.note)
+
+
+def _accuracy(row: Row) -> str:
+    return f"{100 * row.mean:.2f}" + ("" if row.std is None else f" ± {100 * row.std:.2f}")
 
 
 def _size(count: int) -> str:
-    return f"{count} B" if count < 1024 else f"{count / 1024:.1f} KiB"
+    if count < 1024:
+        return f"{count} B"
+    return f"{count / 2**10:.1f} KiB" if count < 2**20 else f"{count / 2**20:.1f} MiB"

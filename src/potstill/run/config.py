@@ -13,11 +13,11 @@ import torch
 from potstill.core.errors import InputError, unknown
 from potstill.core.spec import record
 from potstill.core.store import Store, default_cache
-from potstill.data import DataSet, measure_stats, named_stats, open_data
+from potstill.data import DataSet, Reading, make_space, open_data
 from potstill.engine import ENGINES
 from potstill.functional import choose_strategy
 from potstill.methods.api import Context, Cost, Plan, SynthBlock
-from potstill.nets import FlatNet, NetSpec, build
+from potstill.nets import FlatNet, NetSpec, build, describe, fitting
 
 
 @record
@@ -33,10 +33,17 @@ class Run:
     """Distilled images per class."""
     net: NetSpec = NetSpec(name="auto")
     """The network that the set is distilled with; auto = a ConvNet that ends at about 4x4."""
-    stats: str = "measured"
-    """Normaliser: `measured` on the training part, or a named one such as cifar10@mtt."""
+    normaliser: str = "measured"
+    """`measured` (mean and std of the training part), named statistics such as cifar10@mtt, or
+    whitening: zca-mtt, zca-kip (zca-mtt:800 keeps rank 800, zca-mtt:full allows large images)."""
     resize: int | None = None
-    """Resize the images so that the shorter side has this many pixels, and crop the centre."""
+    """Resize the images to this many pixels a side (see --fit)."""
+    fit: Literal["crop", "squash"] = "crop"
+    """With --resize: crop the centre to a square, or squash the whole image into it."""
+    classes: str | None = None
+    """Only these classes, in this order: names with commas, or a list such as imagenette@mtt."""
+    replacement: bool = False
+    """Let classes with fewer images than ipc give images twice (each once before any twice)."""
     limit: int | None = None
     """Use at most this many training images a class."""
     validation: float = 0.1
@@ -70,6 +77,11 @@ class Run:
         if self.threads is not None and self.threads < 1:
             raise InputError(f"threads must be at least 1, not {self.threads}.")
 
+    @property
+    def reading(self) -> Reading:
+        """Return how images are read from the source."""
+        return Reading(resize=self.resize, fit=self.fit, classes=self.classes)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Where:
@@ -99,29 +111,30 @@ class Where:
 
 def open_run_data(run: Run) -> DataSet:
     """Open the images of a run."""
-    return open_data(run.data, resize=run.resize, validation=run.validation, limit=run.limit)
+    return open_data(
+        run.data,
+        resize=run.resize,
+        fit=run.fit,
+        classes=run.classes,
+        validation=run.validation,
+        limit=run.limit,
+    )
 
 
 def resolved(run: Run, data: DataSet) -> Run:
-    """Return the run with the network `auto` replaced by the ConvNet that ends at about 4x4."""
-    if run.net.name != "auto":
-        return run
-    depth = max(1, min(8, round(math.log2(min(data.size) / 4))))
-    return dataclasses.replace(run, net=dataclasses.replace(run.net, name=f"convnet{depth}"))
+    """Return the run with all settings of its network; `auto` is a ConvNet that ends at ~4x4."""
+    return dataclasses.replace(run, net=fitting(run.net, data.size))
 
 
-def preflight(run: Run, data: DataSet, plan: Plan | None = None) -> tuple[Context, Cost]:
+def preflight(
+    run: Run, data: DataSet, plan: Plan | None = None, *, store: Store | None = None
+) -> tuple[Context, Cost]:
     """Check a run against its data and resolve its plan, before anything costs time.
 
     Raises:
         InputError: for settings that cannot work.
     """
-    space = measure_stats(data.train) if run.stats == "measured" else named_stats(run.stats)
-    if len(space.mean) != data.channels:
-        raise InputError(
-            f"The statistics {run.stats!r} are for {len(space.mean)} channels; the images of "
-            f"{data.source} have {data.channels}."
-        )
+    run = resolved(run, data)
     module = build(
         run.net,
         channels=data.channels,
@@ -132,21 +145,28 @@ def preflight(run: Run, data: DataSet, plan: Plan | None = None) -> tuple[Contex
     )
     smallest = int(torch.bincount(data.train.labels, minlength=data.n_classes).argmin())
     count = int((data.train.labels == smallest).sum())
-    if run.ipc > count:
+    if run.ipc > count and not run.replacement:
         raise InputError(
             f"ipc {run.ipc} is larger than class {data.classes[smallest]!r}, which has {count} "
-            "training images (a part is kept for validation)."
+            "training images (a part is kept for validation); lower ipc or add --replacement."
+        )
+    if run.select_every and not hasattr(run.method, "iterations"):
+        name = type(run.method).__name__.lower()
+        raise InputError(
+            f"select_every is for methods that improve their images step by step; {name} does not."
         )
     unresolved = Plan(strategy="adjoint", threads=run.threads or torch.get_num_threads())
     ctx = Context(
         data=data,
-        space=space,
+        space=make_space(run.normaliser, data),
         net=FlatNet(module),
         net_spec=run.net,
         ipc=run.ipc,
         seed=run.seed,
         plan=plan or unresolved,
         synth=(SynthBlock(ipc=run.ipc),),
+        replacement=run.replacement,
+        store=store,
     )
     run.method.check(ctx)
     cost = run.method.cost(ctx)
@@ -163,20 +183,27 @@ def plan_lines(run: Run, data: DataSet) -> list[str]:
     ctx, cost = preflight(run, data)
     return [
         plan_line(run, ctx, cost),
-        f"graph of all student steps: {cost.graph_bytes / 2**20:.0f} MiB; adjoint: "
-        f"{cost.adjoint_bytes / 2**20:.0f} MiB; budget {run.memory:g} GiB; "
-        f"{cost.steps} outer steps",
+        *([_gradient_line(run, cost)] if cost.graph_bytes else []),
         *cost.notes,
     ]
 
 
+def _gradient_line(run: Run, cost: Cost) -> str:
+    """Return what both ways of the unrolled gradient need."""
+    return (
+        f"graph of all student steps: {cost.graph_bytes / 2**20:.0f} MiB; adjoint: "
+        f"{cost.adjoint_bytes / 2**20:.0f} MiB; budget {run.memory:g} GiB; "
+        f"{cost.steps} outer steps"
+    )
+
+
 def plan_line(run: Run, ctx: Context, cost: Cost) -> str:
     """Return data, network, strategy, threads and disk of a run in one line."""
-    graph = cost.graph_bytes if ctx.plan.strategy == "graph" else cost.adjoint_bytes
+    need = cost.graph_bytes if ctx.plan.strategy == "graph" else cost.adjoint_bytes
+    gradient = f"gradient {ctx.plan.strategy} ({need / 2**20:.0f} MiB); " if need else ""
     return (
         f"{run.data}: {len(ctx.data.train)} training images, {ctx.data.n_classes} classes, "
         f"{ctx.data.channels}x{ctx.data.size[0]}x{ctx.data.size[1]}; ipc {run.ipc}; "
-        f"{run.net.name} width {run.net.width}; gradient {ctx.plan.strategy} "
-        f"({graph / 2**20:.0f} MiB); {ctx.plan.threads} threads; "
+        f"{describe(run.net)}; {ctx.space.describe()}; {gradient}{ctx.plan.threads} threads; "
         f"experts on disk {cost.disk_bytes / 2**20:.0f} MiB"
     )

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from potstill.artefact import DistilledSet, load
 from potstill.core.errors import InputError
@@ -18,7 +14,8 @@ from potstill.core.log import Metrics, Quiet, Reporter
 from potstill.core.spec import canonical
 from potstill.core.state import load_tree, save_tree
 from potstill.core.store import Store
-from potstill.data import DataSet
+from potstill.core.threads import using_threads
+from potstill.data import DataSet, keep_space
 from potstill.engine import Tasks, run_tasks
 from potstill.evaluation.tasks import Distilled, EvalSpec, evaluate_one, set_digest
 from potstill.methods.api import Context, Loop
@@ -60,9 +57,11 @@ def distil(
     plan = plan_of(run, out, data)
     if (found := made(out)) is not None:
         return found
-    ctx, cost = preflight(run, data, plan)
+    ctx, cost = preflight(run, data, plan, store=where.open_store())
+    if isinstance(first := run.method.phases(ctx, {}), Tasks):
+        where.open_store().need_room(first.kind, first.specs, cost.disk_bytes)
     config = config_of(run, ctx, data)
-    with locked(out), _threads(ctx.plan.threads), stoppable(resume_line(out)) as stop:
+    with locked(out), using_threads(ctx.plan.threads), stoppable(resume_line(out)) as stop:
         if plan != plan_of(run, out, data):
             raise InputError(f"Another process began the same run in {out} just now.")
         if plan is None:
@@ -70,6 +69,7 @@ def distil(
         for folder in (out, out / "state", out / "candidates"):
             sweep(folder)
         write_json(out / "env.json", environment())
+        keep_space(ctx.space)  # for tasks in other processes
         notes = ("smoke: not a result",) if run.scale == "smoke" else ()
         for line in (*notes, *data.notes, *cost.notes, plan_line(run, ctx, cost)):
             report.say(line)
@@ -112,12 +112,17 @@ def _phases(
             done[phase.kind] = [store.verify(phase.kind, spec) for spec in phase.specs]
             spent.save()
         else:
-            looped = dataclasses.replace(ctx, nets=phase.nets)
+            looped = dataclasses.replace(ctx, nets=phase.nets, done=dict(done))
             with stop.gently():
                 result = _loop(run, looped, phase, out, store, where, report, stop, spent)
             done["loop"] = [out]
     assert result is not None
-    origin = dataclasses.replace(result.origin, recipe=run.recipe, cost=canonical(spent.total()))
+    origin = dataclasses.replace(
+        result.origin,
+        recipe=run.recipe,
+        cost=canonical(spent.total()),
+        reading=run.reading,
+    )
     result = dataclasses.replace(result, origin=origin)
     result.save(out / "distilled")
     return result
@@ -215,7 +220,7 @@ def _better(
             train=candidate.recipe,
             seed=1000 + k,
             data=ctx.data.ref,
-            space=ctx.space,
+            space=ctx.space.record(),
             threads=ctx.plan.threads,
         )
         for k in range(run.select_nets)
@@ -232,13 +237,3 @@ def _better(
     values = [read_json(f / "result.json")["val"] for f in folders]
     score = sum(values) / len(values)
     return {"it": it, "score": score} if best is None or score > best["score"] else best
-
-
-@contextmanager
-def _threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from potstill.core.errors import InputError
 from potstill.core.files import read_json, write_json
+from potstill.core.usage import peak_memory
 
 
 class Spent:
@@ -32,11 +33,10 @@ class Spent:
     def total(self) -> dict[str, float]:
         """Return seconds, cpu_seconds and peak_bytes."""
         seconds, cpu = (a - b for a, b in zip(self._now(), self._began, strict=True))
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         return {
             "seconds": round(self._before.get("seconds", 0.0) + seconds, 3),
             "cpu_seconds": round(self._before.get("cpu_seconds", 0.0) + cpu, 3),
-            "peak_bytes": max(int(self._before.get("peak_bytes", 0)), peak),
+            "peak_bytes": max(int(self._before.get("peak_bytes", 0)), peak_memory()),
         }
 
     def save(self) -> None:

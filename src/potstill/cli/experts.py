@@ -1,0 +1,183 @@
+"""`potstill experts`: train, list, verify, remove and import expert trajectories."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from potstill.cli.expert_flags import ImportFlags, RemoveFlags, StoreFlags, several, short
+from potstill.cli.flags import parse, run_from
+from potstill.core.errors import InputError, WorkError, unknown
+
+
+def experts(arguments: list[str]) -> int:
+    """Make and keep expert trajectories: potstill experts train|list|verify|rm|import."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: potstill experts COMMAND ...  (potstill experts COMMAND --help says more)\n")
+        for name, command in _COMMANDS.items():
+            print(f"  {name:<8}{(command.__doc__ or '').splitlines()[0]}")
+        return 0
+    if arguments[0] not in _COMMANDS:
+        raise unknown("command of experts", arguments[0], _COMMANDS)
+    return _COMMANDS[arguments[0]](arguments[1:])
+
+
+def _train(arguments: list[str]) -> int:
+    """Train the experts that a run would use: experts train RECIPE | --data D [flags]."""
+    from potstill.core.log import Console
+    from potstill.data import keep_space
+    from potstill.engine import Tasks, run_tasks
+    from potstill.experts import KIND, Trajectory
+    from potstill.report.pools import accuracy_text
+    from potstill.run import open_run_data, preflight, resolved, stoppable
+    from potstill.run.config import plan_line
+
+    run, found = run_from(_completed(arguments), "experts train")
+    where, report, data = found.where(), Console(), open_run_data(run)
+    store, run = where.open_store(), resolved(run, data)
+    ctx, cost = preflight(run, data, store=store)
+    tasks = run.method.phases(ctx, {})
+    if not isinstance(tasks, Tasks) or tasks.kind != KIND:
+        raise InputError(f"The method {type(run.method).__name__} trains no experts.")
+    store.need_room(KIND, tasks.specs, cost.disk_bytes)
+    keep_space(ctx.space)
+    for line in (*data.notes, *cost.notes, plan_line(run, ctx, cost)):
+        report.say(line)
+    mine = {store.path(KIND, spec) for spec in tasks.specs}
+    if mine & {store.path(KIND, spec) for spec in store.tidy(KIND)}:
+        report.say("Another process is making some of these; what it makes is not made again.")
+    with (
+        stoppable("the same command; finished experts are kept"),
+        report.phase(tasks.label, len(tasks.specs)) as advance,
+    ):
+        run_tasks(
+            tasks,
+            store,
+            engine=where.engine,
+            workers=where.workers,
+            on_done=lambda done, total: advance(done),
+        )
+        folders = [store.verify(KIND, spec) for spec in tasks.specs]
+    facts = [Trajectory(folder).facts for folder in folders]
+    print(f"{len(facts)} experts are in the pool {folders[0].name} of {store.root}; ", end="")
+    print(f"validation accuracy {accuracy_text(facts)} %")
+    return 0
+
+
+def _completed(arguments: list[str]) -> list[str]:
+    """Write out what `experts train` need not be told: method, and ipc, which plays no part."""
+    rest = [f"--method.{a[2:]}" if a.startswith("--experts.") else a for a in short(arguments)]
+    given = {a.split("=")[0] for a in rest}
+    if rest and not rest[0].startswith("-"):
+        return rest
+    more = [] if "--method" in given else ["--method", "mtt"]
+    return [*rest, *more, *([] if "--ipc" in given else ["--ipc", "1"])]
+
+
+def _list(arguments: list[str]) -> int:
+    """List the experts in the store, one line for those that differ only in their index."""
+    from rich.console import Console
+
+    from potstill.experts import KIND, pools
+    from potstill.report.pools import pool_table, size_text
+
+    store = parse(StoreFlags, arguments, name="experts list", text="List the experts.").open()
+    store.tidy(KIND)
+    found = pools(store)
+    if not found:
+        print(f"There are no experts in {store.root}.")
+        return 0
+    Console(width=None if sys.stdout.isatty() else 180).print(pool_table(found))
+    count, nbytes = sum(len(p.entries) for p in found), sum(p.nbytes for p in found)
+    print(f"{count} experts in {len(found)} pools, {size_text(nbytes)}, in {store.root}")
+    return 0
+
+
+def _verify(arguments: list[str]) -> int:
+    """Check every file of the experts against its recorded hash: experts verify [POOL ...]."""
+    from potstill.core.log import Console
+    from potstill.experts import find_pool, pools
+
+    text = "Check every file of the experts against its recorded hash; all pools by default."
+    names, flags = several(StoreFlags, arguments, "verify", "POOL", text)
+    store = flags.open()
+    found = [find_pool(store, name) for name in names] if names else pools(store)
+    total, bad = sum(len(pool.entries) for pool in found), []
+    with Console().phase("checking", total) as advance:
+        checked = (files for pool in found for files in pool.faults())
+        for done, files in enumerate(checked, 1):
+            bad += [files] if files else []
+            advance(done)
+    for file in (file for files in bad for file in files):
+        print(f"{file} is missing, truncated or altered")
+    print(f"{total} experts checked: {f'{len(bad)} are bad' if bad else 'all are sound'}")
+    return 1 if bad else 0
+
+
+def _remove(arguments: list[str]) -> int:
+    """Remove whole pools from the store: experts rm POOL ... | --all [--dry-run]."""
+    from potstill.experts import find_pool, pools, remove_pool
+    from potstill.report.pools import size_text
+
+    text = "Remove whole pools of experts from the store."
+    names, flags = several(RemoveFlags, arguments, "rm", "POOL", text)
+    if bool(names) == flags.all:
+        raise InputError("Name the pools to remove (see potstill experts list), or give --all.")
+    store, total, kept = flags.open(), 0, []
+    found = {p.name: p for p in (find_pool(store, name) for name in names)}
+    for pool in found.values() if names else pools(store):
+        try:
+            nbytes = pool.nbytes if flags.dry_run else remove_pool(store, pool)
+        except InputError as error:
+            kept.append(str(error))
+            continue
+        total += nbytes
+        verb = "would be removed" if flags.dry_run else "removed"
+        print(f"{pool.name}: {len(pool.entries)} experts {verb}, {size_text(nbytes)}")
+    print(f"{size_text(total)} {'would be' if flags.dry_run else 'are'} free again in {store.root}")
+    if kept:
+        raise WorkError(f"{' '.join(kept)} What it works on is kept.")
+    return 0
+
+
+def _import(arguments: list[str]) -> int:
+    """Take over experts of the original MTT code: experts import FILE ... --data D --net NAME."""
+    from potstill.core.log import Console
+    from potstill.data import make_space
+    from potstill.experts import import_experts
+    from potstill.nets import NetSpec, fitting
+
+    text = (
+        "Put the experts of replay_buffer_*.pt files into the store as one pool, after checking "
+        "all of them; only plain tensors are read."
+    )
+    net = ("net", NetSpec, dataclasses.field(default=NetSpec(name="auto")))
+    names, flags = several(ImportFlags, short(arguments), "import", "FILE", text, net)
+    data, report = flags.images(), Console()
+    with report.phase("importing", 1) as advance:
+        made = import_experts(
+            [Path(name) for name in names],
+            data=data,
+            space=make_space(flags.normaliser, data),
+            net=fitting(flags.net, data.size),
+            store=flags.open(),
+            lr=flags.lr,
+            on_done=lambda done, total: advance(done, total=total),
+        )
+    print(f"{made.count} experts of {made.epochs} epochs are now the pool {made.pool}; use them:")
+    print(f"  --method.experts.imported {made.pool[:12]} --method.experts.count {made.count}")
+    if made.accuracy is not None:
+        doubt = "" if made.accuracy > 2 / data.n_classes else "; check --normaliser and the classes"
+        print(f"The first has {100 * made.accuracy:.1f} % of the validation images right{doubt}.")
+    return 0
+
+
+_COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "train": _train,
+    "list": _list,
+    "verify": _verify,
+    "rm": _remove,
+    "import": _import,
+}

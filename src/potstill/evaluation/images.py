@@ -1,0 +1,102 @@
+"""What an evaluation trains on: the distilled set and real images of the same number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from potstill.artefact import DistilledSet
+from potstill.core.errors import InputError
+from potstill.coresets import Features, counts_of, medoid_real, pixel_features, random_real
+from potstill.data import DataSet
+from potstill.evaluation.protocol import Protocol
+from potstill.evaluation.tasks import Distilled, Real, set_digest
+from potstill.functional import TrainSpec
+
+BASELINES = ("random real", "k-means medoid")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """Images to train on: one choice for all seeds, or one a seed; at each of some step sizes."""
+
+    name: str
+    what: tuple[Distilled | Real, ...]
+    trains: tuple[TrainSpec, ...]
+    nbytes: dict[str, int]
+    note: str = ""
+
+
+def check_data(s: DistilledSet, data: DataSet) -> None:
+    """Refuse data that are not those of the set.
+
+    Raises:
+        InputError: if identity, validation part, classes or shape differ.
+    """
+    if data.ref.identity != s.ref.identity:
+        raise InputError(
+            f"{data.source!r} (identity {data.ref.identity[:12]}) is not the data set of this "
+            f"distilled set ({s.origin.data!r}, identity {s.ref.identity[:12]})."
+        )
+    if data.ref != s.ref:
+        raise InputError(
+            f"The set was distilled with a validation part of {s.ref.validation:g} of the training "
+            f"images, not {data.ref.validation:g}; open the data with the same."
+        )
+    shape, own = (data.channels, *data.size), tuple(s.decode(s.images).shape[1:])
+    if data.n_classes != len(s.classes) or own != shape:
+        raise InputError(
+            f"The distilled set has {len(s.classes)} classes of images {own}, "
+            f"the data set {data.n_classes} of {shape}."
+        )
+
+
+def images_of(
+    s: DistilledSet,
+    data: DataSet,
+    rules: Protocol,
+    whole: TrainSpec | None,
+    features: Features | None,
+) -> list[Images]:
+    """Return what is trained on, in the order of the rows."""
+    recipe, seeds = rules.train_spec(s.recipe), range(rules.seeds)
+    own = Distilled(digest=set_digest(s))
+    found = [Images(name="distilled", what=(own,), trains=(recipe,), nbytes=s.nbytes())]
+    if rules.baselines:
+        counts, points, train = counts_of(s), features or pixel_features(s.space), data.train
+        steps = dict.fromkeys((recipe.lr, *rules.lr_grid))
+        trains = tuple(replace(recipe, lr=lr) for lr in steps)
+        draws = tuple(
+            Real(indices=random_real(train, counts, seed=d, replacement=True)) for d in seeds
+        )
+        medoid = (Real(indices=medoid_real(train, counts, points, replacement=True)),)
+        again = "; small classes give images twice" if _scarce(data, counts) else ""
+        nbytes = _real_bytes(data, sum(counts), s)
+        for name, what, note in (
+            (BASELINES[0], draws, again[2:]),
+            (BASELINES[1], medoid, f"k-means on {points.name}{again}"),
+        ):
+            found.append(Images(name=name, what=what, trains=trains, nbytes=nbytes, note=note))
+    if whole is not None:
+        nbytes = _real_bytes(data, len(data.train), s)
+        found.append(
+            Images(name="whole set", what=(Real(indices=None),), trains=(whole,), nbytes=nbytes)
+        )
+    return found
+
+
+def _scarce(data: DataSet, counts: Sequence[int]) -> bool:
+    have = torch.bincount(data.train.labels, minlength=len(counts)).tolist()
+    return any(n < count for n, count in zip(have, counts, strict=True))
+
+
+def _real_bytes(data: DataSet, count: int, s: DistilledSet) -> dict[str, int]:
+    """Return the bytes of real images (uint8 pixels, int64 labels) and of the set's normaliser."""
+    height, width = data.size
+    return {
+        "images": count * data.channels * height * width,
+        "targets": 8 * count,
+        "normaliser": s.space.nbytes(),
+    }

@@ -1,0 +1,58 @@
+"""Regimes of labels: the set's own, hard ones, or the soft ones of one teacher for all images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from potstill.artefact import DistilledSet, Hard
+from potstill.core.errors import InputError, unknown
+from potstill.evaluation.protocol import Protocol, whole_recipe
+from potstill.evaluation.tasks import Distilled, Real, Taught
+from potstill.experts import ExpertSpec
+
+REGIMES = ("hard", "soft")
+Labels = Taught | Literal["own", "hard"]
+
+
+def regimes_of(s: DistilledSet, wanted: Sequence[str], rules: Protocol) -> tuple[str, ...]:
+    """Return the regimes to evaluate under, none twice; ("own",) if none is named.
+
+    Raises:
+        InputError: for an unknown regime, or soft labels under a protocol of hard ones.
+    """
+    for name in wanted:
+        if name not in REGIMES:
+            raise unknown("regime", name, REGIMES)
+    if rules.hard_only and ("soft" in wanted or not (wanted or isinstance(s.targets, Hard))):
+        raise InputError(
+            f"Protocol {rules.name!r} trains on hard labels only: ask for the regime 'hard', or "
+            "use 'strict'."
+        )
+    return tuple(dict.fromkeys(wanted)) or ("own",)
+
+
+def teacher_of(s: DistilledSet, threads: int) -> ExpertSpec:
+    """Return the teacher for sets that bring none: their own network trained on the real images."""
+    return ExpertSpec(
+        data=s.ref,
+        space=s.space.record(),
+        net=s.net,
+        train=whole_recipe(),
+        seed=0,
+        index=0,
+        threads=threads,
+    )
+
+
+def labels_of(
+    s: DistilledSet, what: Distilled | Real, regime: str, taught: Taught | None
+) -> tuple[Labels, Literal["ce", "soft_ce"]]:
+    """Return whose labels the images take under a regime, and the loss that goes with them."""
+    brought_soft = isinstance(what, Distilled) and not isinstance(s.targets, Hard)
+    if regime == "soft" and not brought_soft:
+        assert taught is not None
+        return taught, "soft_ce"
+    if regime == "hard" and brought_soft:
+        return "hard", "ce"
+    return "own", "soft_ce" if brought_soft else "ce"
