@@ -130,14 +130,14 @@ def test_help_and_version_of_the_whole(capsys):
 def test_listings(capsys):
     names = {
         "recipes": RECIPES.names(),
-        "methods": ["mtt"],
-        "datasets": ["digits", "folder", "parquet", "standin"],
-        "nets": [f"convnet{k}" for k in range(1, 9)],
-        "protocols": ["strict", "mtt"],
+        "methods": ["mtt", "random", "herding", "k-center", "k-medoids", "forgetting", "el2n"],
+        "datasets": ["digits", "folder", "parquet", "hf", "torchvision", "npz", "imagenette@mtt"],
+        "nets": [*(f"convnet{k}" for k in range(1, 9)), "vgg11", "resnet18-bn", "timm:NAME"],
+        "protocols": ["strict", "mtt", "dc", "dsa", "dc-bench", "dc-bench-plain"],
     }
     for listing, wanted in names.items():
         assert cli.run([listing]) == 0
-        lines = capsys.readouterr().out.splitlines()
+        lines = [line for line in capsys.readouterr().out.splitlines() if line]
         assert {line.split()[0] for line in lines} >= set(wanted)
         assert all(len(line.split()) > 2 for line in lines)
     assert cli.run(["recipes"]) == 0

@@ -14,6 +14,7 @@ import pytest
 
 from pictures import picture, png, write_parquet
 from potstill import data
+from potstill.core.errors import InputError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -199,7 +200,7 @@ def test_a_set_of_the_hub(hub, tmp_path, monkeypatch):
     (again, lost) = hub.open("hf:me/pets", "hf:me/unseen")
     assert again == pets
     assert len(hub.asked) == before
-    assert "hf:me/unseen needs the network once" in lost
+    assert "hf:me/unseen was not downloaded before" in lost
 
 
 def _two_labels(tmp_path):
@@ -248,7 +249,7 @@ def test_what_the_hub_refuses(hub, tmp_path):
         "hf:me/none": r"There is no data set 'me/none' on the Hugging Face Hub, or it is private",
         "hf:me/secret": "`hf auth login`",
         "hf:not a name": "There is no data set 'not a name'",
-        "hf:me/broken": "Hub does not give 'me/broken'",
+        "hf:me/broken": "Hub does not give it now (Bad request",
         "hf:": "hf:ID or hf:ID,CONFIG",
         "hf:me/gated": "accepted its terms",
         "hf:me/script": "is not stored as parquet; download it with `hf download me/script",
@@ -271,6 +272,14 @@ def test_what_the_hub_refuses(hub, tmp_path):
     for answer in found[len(cases) :]:
         assert answer[1] == ["0", "1"]
     assert len({answer[0] for answer in found[len(cases) :]}) == 1
+
+
+def test_files_that_do_not_fit_on_the_disk_are_not_downloaded():
+    from potstill.data import hub
+
+    repo = hub._Repo(id="me/huge", commit=COMMIT, sizes={"train.parquet": 10**18}, configs=())
+    with pytest.raises(InputError, match=r"files of hf:me/huge .* GiB .* HF_HOME"):
+        hub._downloaded(repo, {"train": ["train.parquet"]})
 
 
 def _texts(tmp_path):

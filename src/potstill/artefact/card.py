@@ -14,8 +14,7 @@ if TYPE_CHECKING:
 CARD = """# Distilled set: {data}
 
 {count} images of {channels} x {height} x {width} that stand for the training part of `{data}` \
-({classes} classes, {ipc}), made by the method {method}. They are optimised for training \
-networks, not for looking.
+({classes} classes, {ipc}), made by the method {method}. {nature}
 
 ```python
 import potstill
@@ -47,14 +46,23 @@ At most {rows} classes and {columns} images of each are shown, with normalisatio
 ## Terms
 
 A distilled set inherits the licence and the terms of its source data: see those of `{data}` \
-before you share it. It is not anonymised: distilled images may reveal training images.
+before you share it. It is not anonymised: {risk}
 """
+OPTIMISED = (
+    "They are optimised for training networks, not for looking.",
+    "distilled images may reveal training images.",
+)
+CHOSEN = (
+    "They are real training images, chosen and not changed.",
+    "its images are training images.",
+)
 
 
 def card(distilled: DistilledSet) -> str:
     """Return the card as Markdown; it follows from the set alone."""
     origin = distilled.origin
     channels, height, width = distilled.shape
+    nature, risk = CHOSEN if origin.rows else OPTIMISED
     return CARD.format(
         data=_cell(origin.data),
         count=len(distilled),
@@ -64,6 +72,8 @@ def card(distilled: DistilledSet) -> str:
         classes=len(distilled.classes),
         ipc=ipc_text(distilled.ipc),
         method=_cell(origin.method_spec.get("type", "?")),
+        nature=nature,
+        risk=risk,
         net=distilled.net.name,
         accuracy=_table(origin.measured) if origin.measured else "Not measured yet.",
         facts=_table(_facts(distilled)),
@@ -91,6 +101,7 @@ def _facts(distilled: DistilledSet) -> dict[str, Any]:
         "decoder": to_json(distilled.decode),
         "blocks": {b.name: f"{b.start} to {b.stop}" for b in distilled.blocks},
         "data identity": origin.identity,
+        "images read with": {k: v for k, v in to_json(origin.reading).items() if k != "type"},
         "recipe": origin.recipe or "none (own settings)",
         "seed": origin.seed,
         "iteration": f"{origin.iteration} ({origin.selection})",

@@ -82,9 +82,14 @@ def _console() -> Any:
 def _distill(arguments: list[str]) -> int:
     """Distil images: potstill distill RECIPE | --method M --data D --ipc N [--scale cpu]."""
     run_spec, found = run_from(arguments, "distill")
-    name = run_spec.recipe or type(run_spec.method).__name__.lower()
-    out = found.out or Path("runs") / f"{name}-{run_spec.scale}-seed{run_spec.seed}"
+    out = found.out or _folder(run_spec)
     return _carry_out(run_spec, out, found.where(), evaluate=found.evaluate)
+
+
+def _folder(run_spec: Run) -> Path:
+    """Return where a run goes that names no folder."""
+    name = run_spec.recipe or f"{type(run_spec.method).__name__.lower()}_ipc{run_spec.ipc}"
+    return Path("runs") / f"{name}-{run_spec.scale}-seed{run_spec.seed}"
 
 
 def _carry_out(run_spec: Run, out: Path, where: Where, *, evaluate: bool) -> int:
@@ -166,7 +171,7 @@ def _reproduce(arguments: list[str]) -> int:
     from potstill.recipes import RECIPES
 
     run_spec, found = run_from([name, *rest] if name else rest, "reproduce")
-    out = found.out or Path("runs") / f"{name}-{run_spec.scale}-seed{run_spec.seed}"
+    out = found.out or _folder(run_spec)
     _carry_out(run_spec, out, found.where(), evaluate=True)
     print(verdict(RECIPES.get(name), run_spec, out))
     return 0
@@ -176,8 +181,8 @@ def _plan(arguments: list[str]) -> int:
     """Say what a run will need before it starts (flags of the run as for distill)."""
     from potstill.run import open_run_data, plan_lines
 
-    run_spec, _ = run_from(arguments, "plan")
-    for line in plan_lines(run_spec, open_run_data(run_spec)):
+    run_spec, found = run_from(arguments, "plan")
+    for line in plan_lines(run_spec, open_run_data(run_spec), found.where().open_store()):
         print(line)
     return 0
 
@@ -232,10 +237,12 @@ def _methods(arguments: list[str]) -> int:
 
 def _datasets(arguments: list[str]) -> int:
     """List where images can come from."""
-    from potstill.data import SOURCES
+    from potstill.data import CLASS_LISTS, SOURCES
 
     _nothing(arguments, "datasets")
-    return _listing([(n, SOURCES.get(n).help) for n in SOURCES.names()])
+    _listing([(n, SOURCES.get(n).help) for n in SOURCES.names()])
+    print("\nLists for --classes, of imagenet-1k:\n")
+    return _listing([(n, CLASS_LISTS.get(n).help) for n in CLASS_LISTS.names()])
 
 
 def _nets(arguments: list[str]) -> int:

@@ -223,7 +223,7 @@ def run_from(arguments: list[str], name: str) -> tuple[Run, Any]:
     which = "RECIPE, or --method M --data D --ipc N."
     text, *more = {
         "distill": (f"Distil images. {which}", DistilFlags),
-        "plan": (f"Say what a run will need before it starts. {which}",),
+        "plan": (f"Say what a run will need before it starts. {which}", Work),
         "reproduce": ("Carry out a recipe and compare with its published number.", RunFlags),
         "experts train": ("Train the experts that a run uses. RECIPE, or --data D.", Work),
     }[name]

@@ -55,10 +55,9 @@ def open_hub(rest: str, reading: Reading) -> Parts:
 
 
 def _repo(name: str) -> _Repo:
-    """Return what the Hub says of a set, or said when it was asked last if there is no network."""
+    """Return what the Hub says of a set, or said last if it does not answer."""
     from huggingface_hub.errors import (
         GatedRepoError,
-        HfHubHTTPError,
         HFValidationError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -79,17 +78,13 @@ def _repo(name: str) -> _Repo:
             f"hf:{name} is not stored as parquet; download it with `hf download {name} "
             "--repo-type dataset --local-dir DIR` and open what is in DIR."
         ) from error
-    except HfHubHTTPError as error:
-        raise InputError(
-            f"The Hugging Face Hub does not give {name!r} ({_line(error)})."
-        ) from error
     except Exception as error:  # what a missing network raises differs between versions
         try:
             return _Repo(**read_json(note))
         except (InputError, TypeError):
             raise InputError(
-                f"hf:{name} needs the network once, and the Hugging Face Hub cannot be reached "
-                f"({_line(error)})."
+                f"hf:{name} was not downloaded before, and the Hugging Face Hub does not give it "
+                f"now ({_line(error)})."
             ) from error
     write_json(note, dict(vars(found)))
     return found

@@ -87,10 +87,7 @@ class MTT:
         """Refuse dropout, minibatches larger than the set, windows that experts do not reach."""
         module = ctx.net.load(ctx.net.theta0)
         if problem := hindrance(module, ctx.data.channels, ctx.data.size):
-            raise InputError(
-                f"mtt cannot distil with {ctx.net_spec.name}: {problem}; a set that another "
-                "network makes can train it."
-            )
+            raise InputError(f"mtt cannot distil with {ctx.net_spec.name}: {problem}.")
         count = len(labels_of(ctx))
         if self.batch_syn is not None and self.batch_syn > count:
             raise InputError(

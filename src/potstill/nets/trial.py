@@ -58,7 +58,7 @@ def first_line(error: Exception) -> str:
 def kept_bytes(module: nn.Module, channels: int, size: Size) -> int:
     """Return the bytes of activations an image that autograd keeps of one forward pass.
 
-    Storages count once; parameters and running statistics do not count.
+    Storages count once; parameters do not count.
     """
     parts = [part.untyped_storage().data_ptr() for part in module.parameters()]
     kept: dict[int, int] = {}

@@ -177,10 +177,10 @@ def preflight(
     return ctx, cost
 
 
-def plan_lines(run: Run, data: DataSet) -> list[str]:
+def plan_lines(run: Run, data: DataSet, store: Store | None = None) -> list[str]:
     """Return what a run will need, as lines for people."""
     run = resolved(run, data)
-    ctx, cost = preflight(run, data)
+    ctx, cost = preflight(run, data, store=store)
     return [
         plan_line(run, ctx, cost),
         *([_gradient_line(run, cost)] if cost.graph_bytes else []),
