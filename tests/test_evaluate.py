@@ -223,7 +223,7 @@ def test_pools_and_small_classes(tmp_path):
     data, store = toy_data(), Store(tmp_path)
     few = evaluate(toy_set(data, ipc=25), seeds=1, store=store)  # 24 training images a class
     assert "small classes give images twice" in few.row("random real, own step").note
-    with pytest.raises(InputError, match="lenet needs images of at least"):
+    with pytest.raises(InputError, match=r"^lenet needs images of at least"):
         evaluate(toy_set(data), nets=["dc"], seeds=1, store=store)  # 8 px are too small for it
 
 

@@ -9,9 +9,11 @@ from potstill.augment.dsa import DSA
 from potstill.core import keys
 from potstill.core.errors import InputError
 from potstill.core.spec import from_json, to_json
+from potstill.functional import losses
 from potstill.functional.losses import ce, soft_ce
 from potstill.functional.optim import SGD, Adam
 from potstill.functional.train import Segment, TrainSpec, accuracy, fit, mtt_segments, predict
+from potstill.nets import NetSpec, build
 from potstill.nets.flat import FlatNet
 
 N, K = 22, 3
@@ -232,3 +234,40 @@ def test_specs_travel_as_json():
     for augment in (None, DSA(mode="M")):
         given = spec(segments=mtt_segments(), augment=augment, optimizer=Adam())
         assert from_json(to_json(given)) == given
+
+
+def test_a_batch_in_parts_gives_the_gradient_of_the_whole(monkeypatch):
+    chance = torch.Generator().manual_seed(0)
+    x = torch.randn(11, 1, 8, 8, dtype=torch.float64, generator=chance)
+    y = torch.arange(11) % 3
+    for norm, parts in (("instance", 3), ("batch", 1)):
+        spec = NetSpec(name="convnet1", width=4, norm=norm)
+        module = build(spec, channels=1, size=(8, 8), classes=3, seed=0).double()
+        net, calls, called = FlatNet(module), [], FlatNet.__call__
+
+        def spy(self, theta, part, calls=calls, called=called):
+            calls.append(len(part))
+            return called(self, theta, part)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(losses, "PART", 5 * 64)
+            patch.setattr(FlatNet, "__call__", spy)
+            loss, grad = losses.gradient(net, net.theta0, x, y, losses.ce)
+        assert calls == ([5, 5, 1] if parts == 3 else [11])
+        leaf = net.theta0.clone().requires_grad_()
+        whole = losses.ce(net(leaf, x), y)
+        assert torch.allclose(loss, whole, rtol=1e-13, atol=0)
+        (wanted,) = torch.autograd.grad(whole, leaf)
+        assert torch.allclose(grad, wanted, rtol=0, atol=1e-14)
+
+
+def test_only_known_parts_are_separable():
+    class Odd(torch.nn.Module):
+        def forward(self, x):
+            return x - x.mean(0)
+
+    linear = torch.nn.Linear(4, 2)
+    flat = torch.nn.Flatten()
+    assert FlatNet(torch.nn.Sequential(flat, linear)).separable
+    assert not FlatNet(torch.nn.Sequential(flat, Odd(), linear)).separable
+    assert not FlatNet(torch.nn.Sequential(flat, linear, torch.nn.BatchNorm1d(2))).separable

@@ -23,7 +23,7 @@ from potstill.evaluation.result import Result, Row, spread
 from potstill.evaluation.tasks import Distilled, EvalSpec, Real, Taught, evaluate_one
 from potstill.experts import ExpertSpec, ImportedExpert, train_expert
 from potstill.functional import TrainSpec
-from potstill.nets import NET_POOLS, NetSpec, describe, variant
+from potstill.nets import NET_POOLS, NetSpec, build, describe, filled, variant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +86,8 @@ def evaluate(
     check_data(s, data)
     regimes = regimes_of(s, regimes, rules)
     chosen = _nets(nets or (s.net,), s.net)
+    for net in chosen:  # refuses what does not fit before anything is trained
+        build(net, channels=data.channels, size=data.size, classes=data.n_classes, seed=0)
     keep_space(s.space)
     store = store or Store(default_cache())
     taught = Taught(teacher=teacher or teacher_of(s, threads)) if "soft" in regimes else None
@@ -133,7 +135,7 @@ def _nets(nets: Sequence[str | NetSpec], own: NetSpec) -> list[NetSpec]:
         if isinstance(net, str):
             found += [variant(name, own) for name in NET_POOLS.get(net, (net,))]
         else:
-            found.append(net)
+            found.append(filled(net))
     return list(dict.fromkeys(found))
 
 

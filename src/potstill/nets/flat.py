@@ -70,6 +70,18 @@ class FlatNet:
         """Switch to evaluation mode."""
         self._module.eval()
 
+    @property
+    def separable(self) -> bool:
+        """Whether each image's output surely follows from that image alone.
+
+        True if all parts are potstill's and torch's own, and none takes statistics of a batch.
+        """
+        return not any(
+            isinstance(part, nn.modules.batchnorm._BatchNorm)
+            or not type(part).__module__.startswith(("potstill.nets.", "torch.nn.modules."))
+            for part in self._module.modules()
+        )
+
     @contextmanager
     def keeping_statistics(self) -> Iterator[None]:
         """Leave the running statistics after the block as they were before it."""
