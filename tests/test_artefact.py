@@ -27,7 +27,7 @@ from potstill.core.spec import canonical, from_json, record, to_json
 from potstill.data.normalise import MeanStd
 from potstill.data.types import DataRef
 from potstill.functional.optim import SGD
-from potstill.functional.train import Segment, TrainSpec
+from potstill.functional.schedule import Segment, TrainSpec
 from potstill.nets.spec import NetSpec, build
 
 FILES = {"set.safetensors", "set.json", "README.md", "preview.png"}

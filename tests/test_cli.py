@@ -175,6 +175,7 @@ MISTAKES = {
     "distill --method mtt --data digits --ipc 1 --device cuda": ("'cuda'", "cpu"),
     "distill --method mtt --data digits --ipc 1 --net.name convnett3": ("'convnet3'",),
     "distill --method mtt --data digits --ipc 1 --net.name convnet8": ("convnet8",),
+    "distill --method mtt --data digits --ipc 1 --net convnet8": ("convnet8",),
     "distill --method mtt --data digits --ipc 1 --normaliser cifar@mtt": (
         "'cifar@mtt'",
         "'cifar10@mtt'",
@@ -205,6 +206,7 @@ MISTAKES = {
     "distill --method random --data digits --ipc 500": ("--replacement",),
     "distill --method mtt --data digits --ipc 1 --fit squash": ("--resize N",),
     "distill --method mtt --data digits --ipc 1 --classes 1,zebra": ("'zebra'",),
+    "distill --method mtt --data digits --ipc 1 --classes 3": ("one class only ('3')",),
     "distill --method mtt --data digits --ipc 1 --unknown x": ("--unknown", "--help lists"),
     "methods mtt": ("'mtt'",),
 }
@@ -352,6 +354,10 @@ def test_a_verdict_needs_the_recipes_settings_and_images(finished):
 def test_resume_command_of_a_finished_run_scores_it(finished, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("POTSTILL_CACHE", str(finished / "cache"))
     out = shutil.copytree(finished / "run", tmp_path / "run")
+    assert cli.run(["resume", str(out), "--no-evaluate"]) == 0
+    assert not (out / "eval.jsonl").exists()
+    assert cli.run(["resume", str(out), "--no-evaluate"]) == 0
+    assert "k-means" not in capsys.readouterr().out
     assert cli.run(["resume", str(out)]) == 0
     assert "k-means" in capsys.readouterr().out
     assert len((out / "eval.jsonl").read_text().splitlines()) >= 3
@@ -363,6 +369,26 @@ def test_resume_command_of_a_finished_run_scores_it(finished, tmp_path, capsys, 
     after = (out / "eval.jsonl").read_text().splitlines()
     assert after[:-1] == before
     assert potstill.load(out).origin.measured == accuracy
+
+
+def test_a_run_outlives_what_its_experts_need(refused, tmp_path, capsys, monkeypatch):
+    """k-means looks at pixels where the network has no features or the imported pool is gone."""
+    (tmp_path / "headless.py").write_text(
+        "from torch import nn\n"
+        "def net(*, channels, size, classes):\n"
+        "    return nn.Sequential(nn.Conv2d(channels, classes, size), nn.Flatten())\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    flags = ["--net", "module:headless.net", "--no-evaluate", "--out", "a"]
+    assert cli.run(["distill", *DIGITS[:-4], *flags]) == 0
+    assert cli.run(["evaluate", "a", "--seeds", "1"]) == 0
+    assert "k-means on normalised pixels" in (tmp_path / "a" / "eval.jsonl").read_text()
+
+    config = tmp_path / "a" / "config.json"
+    config.write_text(config.read_text().replace('"imported": null', '"imported": "gone"'))
+    assert cli.run(["evaluate", "a", "--seeds", "1"]) == 0
+    (tmp_path / "a" / "eval.jsonl").write_text("{}\n[")
+    assert "eval.jsonl is damaged; mend or remove it" in refused("evaluate", "a", "--seeds", "1")
 
 
 def test_augmentation_flag(tmp_path, capsys):

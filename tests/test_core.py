@@ -112,6 +112,8 @@ def test_differences():
     old, new = to_json(Tree(count=1)), to_json(Tree(count=2, extra={"k": 1}))
     assert differences(old, new) == ["count: 1 -> 2", 'extra: null -> {"k": 1}']
     assert differences(old, old) == []
+    herding, random = {"type": "Herding", "features": "own"}, {"type": "Random"}
+    assert differences({"method": herding}, {"method": random}) == ["method: Herding -> Random"]
 
 
 def test_registry():

@@ -1,10 +1,13 @@
 """Coresets as methods: what they choose, how networks score, and the set that is handed over."""
 
 import json
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from potstill.artefact import Hard, load
 from potstill.core.errors import InputError, WorkError
@@ -236,7 +239,12 @@ def test_candidates_of_a_half_chosen_set_are_refused(tmp_path):
         distil(run, tmp_path / "run", where=Where(store=tmp_path / "store"))
 
 
-def test_settings_that_cannot_work():
+def ends_in_a_convolution(*, channels, size, classes):
+    head = nn.Conv2d(channels, classes, size)
+    return nn.Sequential(nn.Linear(size[1], size[1]), head, nn.Flatten())
+
+
+def test_settings_that_cannot_work(monkeypatch):
     ctx, _ = preflight(small_run(Random()), open_data("digits", limit=30))
     for kind in (Herding, KCenter, KMedoids):
         with pytest.raises(InputError, match=r"training\.count must be 1 .*not 2"):
@@ -245,6 +253,9 @@ def test_settings_that_cannot_work():
             kind(features="pixel").check(ctx)
         with pytest.raises(InputError, match="source of networks 'timn': did you mean 'timm'"):
             kind(features="timn:resnet18").check(ctx)
+    monkeypatch.setitem(sys.modules, "mine", SimpleNamespace(conv=ends_in_a_convolution))
+    with pytest.raises(InputError, match="does not end in a linear layer"):
+        Herding(features="module:mine.conv").check(ctx)
     with pytest.raises(InputError, match=r"training\.epochs must be at least 2.*not 1"):
         Forgetting(training=ExpertPlan(count=1, epochs=1))
     with pytest.raises(InputError, match=r"training\.imported cannot be 'abc'"):

@@ -18,6 +18,7 @@ from pictures import picture, png, rows, write_parquet, write_part
 from potstill import data
 from potstill.core import spec
 from potstill.core.errors import InputError
+from potstill.core.vision import import_torchvision
 from potstill.data import cache, images
 
 REAL = Path(os.environ.get("POTSTILL_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -133,14 +134,35 @@ def test_resize_fits_the_shorter_side_and_crops_the_centre(size):
     fitted = images.fitted(image, side)
     assert fitted.size == (side, side)
     x = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].double()
-    width, height = (round(s * side / min(size)) for s in size)
+    width, height = (int(s * side / min(size)) for s in size)
     reference = torch.nn.functional.interpolate(
         x, (height, width), mode="bilinear", antialias=True, align_corners=False
     )[0]
-    top, left = (height - side) // 2, (width - side) // 2
+    top, left = round((height - side) / 2), round((width - side) / 2)
     reference = reference[:, top : top + side, left : left + side]
     got = torch.from_numpy(np.array(fitted)).permute(2, 0, 1).double()
     assert (got - reference).abs().max() <= 1.01
+
+
+@pytest.mark.parametrize("size", [(50, 37), (37, 50), (43, 30), (30, 31), (64, 48)])
+def test_crops_are_those_of_torchvision(size):
+    try:
+        import_torchvision()
+    except InputError as error:
+        pytest.skip(str(error))
+    from torchvision.transforms import CenterCrop, Compose, Resize
+
+    image = picture(5, size)
+    for side in (16, 22, 25):
+        expected = np.asarray(Compose([Resize(side), CenterCrop(side)])(image))
+        assert np.array_equal(np.asarray(images.fitted(image, side)), expected)
+
+
+def test_linked_folders_are_followed(pets, tmp_path):
+    before = len(data.open_data(f"folder:{pets}").test)
+    write_part(tmp_path / "more", {"dog": 3}, first=80)
+    (pets / "test" / "dog" / "linked").symlink_to(tmp_path / "more" / "dog")
+    assert len(data.open_data(f"folder:{pets}").test) == before + 3
 
 
 def test_mixed_sizes_need_resize(pets):

@@ -412,6 +412,15 @@ def test_sets_without_a_download_say_where_they_are():
             data.open_data(name, resize=64)
 
 
+def test_sets_that_the_hub_does_not_give_may_be_brought(monkeypatch):
+    def gone(rest, reading):
+        raise InputError(f"hf:{rest} is out of reach.")
+
+    monkeypatch.setattr("potstill.data.named.open_hub", gone)
+    with pytest.raises(InputError, match=r"out of reach\. .* opened with cifar10:DIR\.$"):
+        data.open_data("cifar10")
+
+
 def test_every_name_is_a_source_with_a_help_line():
     assert {"cifar10", "cifar100", "svhn", "mnist", "fashion-mnist", "tiny-imagenet"} <= set(NAMED)
     assert {"imagenet-1k", "cub-200", "aircraft", "dogs", "flowers"} <= set(NAMED)

@@ -86,7 +86,7 @@ def numbers(result: Result) -> list[tuple]:
     return [(row.name, row.accuracies, row.validation, row.lr) for row in result.rows]
 
 
-def test_rows_engines_store_and_global_generator(tmp_path):
+def test_rows_engines_store_and_global_generator(tmp_path, monkeypatch):
     data = toy_data()
     s = toy_set(data)
     torch.manual_seed(5)
@@ -101,6 +101,9 @@ def test_rows_engines_store_and_global_generator(tmp_path):
     assert one.rows[0].mean > 0.5  # the templates teach the classes
     assert one.row("random real, own step").lr == RECIPE.lr
     assert one.row("k-means medoid, own step").note == "k-means on normalised pixels"
+    monkeypatch.setattr("potstill.evaluation.images.CLASS_CAP", 20)  # of 24 images a class
+    noted = evaluate(s, **options, store=Store(tmp_path / "a")).row("k-means medoid, own step").note
+    assert noted == "k-means on normalised pixels, 20 images of each larger class"
 
     s.save(tmp_path / "set")
     store = Store(tmp_path / "b")
@@ -186,6 +189,7 @@ def test_regimes_side_by_side(tmp_path):
     result = evaluate(s, regimes=["hard", "soft"], seeds=2, store=store)
     assert [r.regime for r in result.rows if r.name == "distilled"] == ["hard", "soft"]
     plain = evaluate(s, seeds=2, store=store)
+    assert evaluate(s, seeds=2, nets="convnet1", regimes="hard", store=store).rows == plain.rows
     assert plain.rows == tuple(row for row in result.rows if row.regime == "hard")
     soft = [row for row in result.rows if row.regime == "soft"]
     assert {row.name.split(",")[0] for row in soft} == {
@@ -197,6 +201,7 @@ def test_regimes_side_by_side(tmp_path):
     # the labels are what the teacher says: train on them plainly and compare
     teacher = teacher_of(s, 1)
     expert = Trajectory(store.verify("experts", teacher))
+    assert expert.facts["source"] == data.source  # what `potstill experts list` shows
     net = FlatNet(build(NET, channels=1, size=(8, 8), classes=3, seed=0, key=("expert", 0)))
     targets = predict(net, expert.row(teacher.train.epochs), s.images).softmax(1)
     fresh = FlatNet(build(NET, channels=1, size=(8, 8), classes=3, seed=1, key=("evaluate",)))
@@ -234,6 +239,8 @@ def test_wrong_input_is_refused(tmp_path):
         evaluate(s, data=toy_data(shuffle_test=True), store=store)
     with pytest.raises(InputError, match=r"validation part of 0\.2"):
         evaluate(s, data=replace(data, ref=replace(data.ref, validation=0.1)), store=store)
+    with pytest.raises(InputError, match=r"limit=None training images a class, not limit=7"):
+        evaluate(s, data=replace(data, ref=replace(data.ref, limit=7)), store=store)
     with pytest.raises(InputError, match="3 classes of images"):
         evaluate(replace(s, images=s.images[:, :, :4, :4]), data=data, store=store)
     with pytest.raises(InputError, match="did you mean 'soft'"):

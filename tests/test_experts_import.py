@@ -198,6 +198,14 @@ BAD = {
         lambda net: changed(net, lambda t: [t[0].long(), *t[1:]]),
         "parameter 0 has the type torch.int64, not float",
     ),
+    "sparse": (
+        lambda net: changed(net, lambda t: [t[0].to_sparse(), *t[1:]]),
+        "parameter 0 is not a plain tensor that holds its numbers",
+    ),
+    "no numbers": (
+        lambda net: changed(net, lambda t: [t[0].to("meta"), *t[1:]]),
+        "parameter 0 is not a plain tensor that holds its numbers",
+    ),
     "NaN": (lambda net: changed(net, lambda t: spoilt(t, float("nan"))), "epoch 2 .* not finite"),
     "infinity": (
         lambda net: changed(net, lambda t: spoilt(t, float("inf")), 0, 0),
@@ -239,10 +247,21 @@ def test_files_of_other_kinds(data, net, tmp_path, monkeypatch):
     (tmp_path / "text.pt").write_text("no tensors")
     (tmp_path / "void.pt").write_bytes(b"")
     (tmp_path / "cut.pt").write_bytes(good.read_bytes()[:-200])
-    (tmp_path / "raw.pt").write_bytes(pickle.dumps([Hostile()]))
-    for name in ("text", "void", "cut", "raw"):
-        with pytest.raises(InputError, match=f"{name}.pt (is damaged or not a file|asks for)"):
+    (tmp_path / "raw.pt").write_bytes(pickle.dumps([Hostile()], protocol=4))
+    altered = good.read_bytes()
+    number = some(net)[1][2, -1:].numpy().tobytes()
+    assert altered.count(number) == 1
+    (tmp_path / "altered.pt").write_bytes(altered.replace(number, bytes(4)))
+    (tmp_path / "old.pt").write_bytes(pickle.dumps([Hostile()], protocol=2))
+    for name in ("text", "void", "cut", "altered", "raw"):
+        with pytest.raises(InputError, match=f"{name}.pt is damaged or not a file") as caught:
             bring([tmp_path / f"{name}.pt"], data, store)
+        assert not isinstance(caught.value.__cause__, Warning)  # torch warns of some of them
+    with pytest.raises(InputError, match=r"old\.pt asks for"):
+        bring([tmp_path / "old.pt"], data, store)
+    for lr in (0.0, float("nan")):
+        with pytest.raises(InputError, match=f"lr must be above 0, not {lr}"):
+            bring([good], data, store, lr=lr)
     assert not (tmp_path / "taken-over").exists()
     with pytest.raises(InputError, match=r"There is no file .*absent\.pt"):
         bring([tmp_path / "absent.pt"], data, store)

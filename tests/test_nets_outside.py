@@ -265,6 +265,11 @@ def pair(*, channels, size, classes):
 
 def empty(*, channels, size, classes):
     return nn.Flatten()
+
+def frozen(*, channels, size, classes):
+    net = flat(channels=channels, size=size, classes=classes)
+    net[2].bias.requires_grad = False
+    return net
 """
 
 
@@ -296,6 +301,7 @@ def test_own_functions_are_found_in_the_current_directory(mine):
         ("wrong", r"for 2 images it returns \[2, 11\], not \[2, 10\]"),
         ("pair", "it returns a tuple, not one tensor of logits"),
         ("empty", "it has no parameters"),
+        ("frozen", r"its parameter 2\.bias is frozen, but all would be trained; make it a buffer"),
         ("square64", r"3x32x32 and 10 classes \(RuntimeError.*\); squares of 64 pixels would do"),
     ],
 )

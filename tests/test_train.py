@@ -12,7 +12,8 @@ from potstill.core.spec import from_json, to_json
 from potstill.functional import losses
 from potstill.functional.losses import ce, soft_ce
 from potstill.functional.optim import SGD, Adam
-from potstill.functional.train import Segment, TrainSpec, accuracy, fit, mtt_segments, predict
+from potstill.functional.schedule import Segment, TrainSpec, mtt_segments
+from potstill.functional.train import accuracy, fit, predict
 from potstill.nets import NetSpec, build
 from potstill.nets.flat import FlatNet
 
@@ -271,3 +272,16 @@ def test_only_known_parts_are_separable():
     assert FlatNet(torch.nn.Sequential(flat, linear)).separable
     assert not FlatNet(torch.nn.Sequential(flat, Odd(), linear)).separable
     assert not FlatNet(torch.nn.Sequential(flat, linear, torch.nn.BatchNorm1d(2))).separable
+
+
+def test_a_last_batch_of_one_image_is_refused_where_batch_norm_cannot_take_it():
+    def net(*layers: nn.Module) -> FlatNet:
+        return FlatNet(nn.Sequential(nn.Flatten(), nn.Linear(36, 4), *layers, nn.Linear(4, K)))
+
+    x, y = images()
+    batch_norm = net(nn.BatchNorm1d(4))
+    with pytest.raises(InputError, match="22 images in batches of 7 leave a batch of one"):
+        fit(batch_norm, batch_norm.theta0, x, y, spec(batch=7), seed=0)
+    assert fit(batch_norm, batch_norm.theta0, x, y, spec(batch=8), seed=0).isfinite().all()
+    plain = net()
+    assert fit(plain, plain.theta0, x, y, spec(batch=7), seed=0).isfinite().all()

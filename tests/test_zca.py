@@ -381,12 +381,12 @@ def test_images_of_another_shape(kind):
 def test_large_images_are_refused_unless_asked_for(monkeypatch):
     side = math.isqrt(LARGEST // 3)
     opened = data.from_arrays(torch.zeros(40, 3, 64, 64).byte(), torch.arange(40) % 4)
-    for name in ("zca-mtt", "zca-mtt:800"):
+    for name, then in (("zca-mtt", ""), ("zca-mtt:800", ", from which zca-mtt:800 is cut then")):
         with pytest.raises(InputError) as caught:
             make_space(name, opened)
         assert str(caught.value) == (
             "zca-mtt of images (3, 64, 64) needs a matrix of 604 MB: make them smaller "
-            f"(--resize {side} or less), or ask for all of it with zca-mtt:full."
+            f"(--resize {side} or less), or ask for all of it with zca-mtt:full{then}."
         )
     assert 3 * side * side <= LARGEST < 3 * (side + 1) ** 2
     monkeypatch.setattr("potstill.data.space.LARGEST", 30)

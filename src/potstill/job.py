@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill.artefact import DistilledSet, load, remember
+from potstill.core.errors import InputError
 from potstill.core.files import write_text
 from potstill.core.log import Quiet, Reporter
 from potstill.core.spec import differences, to_json
@@ -95,7 +96,7 @@ def score(
 ) -> Result:
     """Evaluate a set or run; beside a run, keep the rows (eval.jsonl) and remember the number.
 
-    k-means looks at the features of the run's first expert where there is one, else at pixels; the
+    k-means looks at the features of the run's first expert where it has any, else at pixels; the
     same expert, at its last epoch, is the teacher of the regime `soft`.
 
     Raises:
@@ -109,6 +110,7 @@ def score(
     real = _real(s, run, path, data)
     features = plan = teacher = None
     if run is not None and real is not None:
+        eval_rows(path)  # refuses damaged ones before anything is trained
         plan = recorded_plan(path)
         teacher, features = _first_expert(run, real, plan, where)
     with report.phase("evaluating", 1) as advance:
@@ -150,9 +152,18 @@ def _keep(path: Path, result: Result) -> None:
 
 
 def eval_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows that evaluations of a run have found so far."""
+    """Return the rows that evaluations of a run have found so far.
+
+    Raises:
+        InputError: if eval.jsonl is damaged.
+    """
     file = path / "eval.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    if not file.is_file():
+        return []
+    try:
+        return [dict(json.loads(line)) for line in file.read_text().splitlines()]
+    except (ValueError, TypeError, OSError) as error:
+        raise InputError(f"{file} is damaged; mend or remove it.") from error
 
 
 def verdict(recipe: Recipe, run: Run, path: Path) -> str:
@@ -205,13 +216,26 @@ def _real(s: DistilledSet, run: Run | None, path: Path, data: str | None) -> Dat
 def _first_expert(
     run: Run, real: DataSet, plan: Plan, where: Where
 ) -> tuple[ExpertSpec | ImportedExpert | None, Features | None]:
-    """Return the first expert of a run, trained to its last epoch, and its features."""
+    """Return the first expert of a run, trained to its last epoch, and its features.
+
+    A part is None where the run has none: no experts, experts that are no longer in the store, a
+    network that does not end in a linear layer.
+    """
     store = where.open_store()
-    ctx, _ = preflight(run, real, plan, store=store)
-    phase = run.method.phases(ctx, {})
+    try:
+        ctx, _ = preflight(run, real, plan, store=store)
+        phase = run.method.phases(ctx, {})
+    except InputError:  # an imported pool, or a network from outside, that is gone
+        return None, None
     if not isinstance(phase, Tasks) or phase.kind != "experts":
         return None, None
     spec = phase.specs[0]
     if not store.has(phase.kind, spec):
         return None, None
-    return spec, expert_features(spec, store.verify(phase.kind, spec))
+    folder = store.verify(phase.kind, spec)
+    try:
+        features = expert_features(spec, folder)
+        features.fn(real.train.pixels[:1])
+    except InputError:
+        return spec, None
+    return spec, features

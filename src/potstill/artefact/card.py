@@ -87,7 +87,9 @@ def card(distilled: DistilledSet) -> str:
 def ipc_text(ipc: tuple[int, ...]) -> str:
     """Return the images per class in words: "10 images per class", "1 to 10 ..."."""
     low, high = min(ipc), max(ipc)
-    return f"{low if low == high else f'{low} to {high}'} images per class"
+    if low == high:
+        return f"{low} image{'' if low == 1 else 's'} per class"
+    return f"{low} to {high} images per class"
 
 
 def _facts(distilled: DistilledSet) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from potstill.core.errors import InputError
 from potstill.core.spec import record
 from potstill.data.space import Space
 from potstill.data.types import DataRef, Reading
-from potstill.functional.train import TrainSpec
+from potstill.functional.schedule import TrainSpec
 from potstill.nets.spec import NetSpec, variant
 
 
@@ -106,7 +106,7 @@ class Provenance:
         return json.loads(self.accuracy)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class DistilledSet:
     """A few images, their targets, and all that is needed to train on them.
 
@@ -141,6 +141,11 @@ class DistilledSet:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.shape))
+        made = self.origin.method_spec.get("type", "?")
+        return f"<DistilledSet: {len(self)} images {shape} of {self.origin.data!r} by {made}>"
 
     @property
     def shape(self) -> tuple[int, int, int]:

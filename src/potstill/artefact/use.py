@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from potstill.core.errors import InputError
 from potstill.core.keys import generator
 from potstill.data.space import Space
-from potstill.functional.train import TrainSpec, fit
+from potstill.functional.schedule import TrainSpec
+from potstill.functional.train import fit
 from potstill.nets.flat import FlatNet
 from potstill.nets.spec import NetSpec, build
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from potstill.cli.experts import experts
-from potstill.cli.flags import EvaluateFlags, Score, Work, one, parse, run_from
+from potstill.cli.flags import EvaluateFlags, ResumeFlags, Score, one, parse, run_from
+from potstill.cli.listings import LISTINGS
 from potstill.core.errors import InputError, WorkError, unknown
 
 if TYPE_CHECKING:
@@ -140,12 +141,14 @@ def _score(path: Path, score: Score, where: Where) -> Result:
 def _resume(arguments: list[str]) -> int:
     """Go on with an interrupted run: potstill resume RUN."""
     path, rest = one(arguments, "resume", "run")
-    work = parse(Work, rest, name="resume RUN", text="Go on with the run in the folder RUN.")
+    flags = parse(
+        ResumeFlags, rest, name="resume RUN", text="Go on with the run in the folder RUN."
+    )
     from potstill.run import resume
 
-    where, out, report = work.where(), Path(path), _console()
+    where, out, report = flags.where(), Path(path), _console()
     resume(out, where=where, report=report)
-    return _finish(out, where, report, evaluate=True)
+    return _finish(out, where, report, evaluate=flags.evaluate)
 
 
 def _evaluate(arguments: list[str]) -> int:
@@ -196,80 +199,6 @@ def _demo(arguments: list[str]) -> int:
     return demo(flags.out, _console())
 
 
-def _listing(rows: Sequence[tuple[str, str]]) -> int:
-    width = max((len(name) for name, _ in rows), default=0)
-    for name, text in rows:
-        print(f"{name:<{width}}  {text}".rstrip())
-    return 0
-
-
-def _first_line(thing: Any) -> str:
-    return (thing.__doc__ or "").strip().splitlines()[0] if thing.__doc__ else ""
-
-
-def _recipes(arguments: list[str]) -> int:
-    """List the recipes with their published numbers."""
-    from potstill.recipes import RECIPES
-
-    _nothing(arguments, "recipes")
-    rows = []
-    for name in RECIPES.names():
-        recipe = RECIPES.get(name)
-        spread = "" if recipe.published.std is None else f" ± {recipe.published.std}"
-        number = f"published {recipe.published.accuracy}{spread} % ({recipe.published.source})"
-        rows.append(
-            (
-                name,
-                f"{recipe.data}; {number}{'; ' if recipe.differs else ''}"
-                f"{'; '.join(recipe.differs)}",
-            )
-        )
-    return _listing(rows)
-
-
-def _methods(arguments: list[str]) -> int:
-    """List the methods."""
-    from potstill.methods import METHODS
-
-    _nothing(arguments, "methods")
-    return _listing([(n, _first_line(METHODS.get(n))) for n in METHODS.names()])
-
-
-def _datasets(arguments: list[str]) -> int:
-    """List where images can come from."""
-    from potstill.data import CLASS_LISTS, SOURCES
-
-    _nothing(arguments, "datasets")
-    _listing([(n, SOURCES.get(n).help) for n in SOURCES.names()])
-    print("\nLists for --classes, of imagenet-1k:\n")
-    return _listing([(n, CLASS_LISTS.get(n).help) for n in CLASS_LISTS.names()])
-
-
-def _nets(arguments: list[str]) -> int:
-    """List the networks."""
-    from potstill.nets import EXTERNAL, NETS
-
-    _nothing(arguments, "nets")
-    rows = [(name, NETS.get(name).help) for name in NETS.names()]
-    return _listing([*rows, *((source.form, source.help) for source in EXTERNAL.values())])
-
-
-def _protocols(arguments: list[str]) -> int:
-    """List the rules of evaluation."""
-    from potstill.evaluation import PROTOCOLS
-
-    _nothing(arguments, "protocols")
-    return _listing([(n, PROTOCOLS.get(n).help) for n in PROTOCOLS.names()])
-
-
-def _nothing(arguments: list[str], name: str) -> None:
-    """Refuse arguments of a listing; its help says what the list below it is."""
-    if arguments in (["-h"], ["--help"]):
-        print(f"usage: potstill {name}\n\n{_first_line(COMMANDS[name])}\n")
-    elif arguments:
-        raise InputError(f"potstill {name} takes no arguments, not {arguments[0]!r}.")
-
-
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "demo": _demo,
     "distill": _distill,
@@ -278,9 +207,5 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "evaluate": _evaluate,
     "reproduce": _reproduce,
     "experts": experts,
-    "recipes": _recipes,
-    "methods": _methods,
-    "datasets": _datasets,
-    "nets": _nets,
-    "protocols": _protocols,
+    **LISTINGS,
 }

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from potstill.cli.flags import parse, taken
+from potstill.cli.flags import parse
 
 if TYPE_CHECKING:
     from potstill.core.store import Store
@@ -91,9 +91,3 @@ def several(
     )
     found = parse(flags, arguments, name=f"experts {name}", text=text)
     return found.names, found
-
-
-def short(arguments: list[str]) -> list[str]:
-    """Replace --net NAME by --net.name NAME."""
-    name, rest = taken(arguments, "--net")
-    return rest if name is None else [*rest, "--net.name", name]

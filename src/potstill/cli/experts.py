@@ -7,8 +7,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from potstill.cli.expert_flags import ImportFlags, RemoveFlags, StoreFlags, several, short
-from potstill.cli.flags import parse, run_from
+from potstill.cli.expert_flags import ImportFlags, RemoveFlags, StoreFlags, several
+from potstill.cli.flags import parse, run_from, short
 from potstill.core.errors import InputError, WorkError, unknown
 
 

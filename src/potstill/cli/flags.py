@@ -42,6 +42,14 @@ class Work:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ResumeFlags(Work):
+    """Flags of `resume`."""
+
+    evaluate: bool = True
+    """Score the set when it is made, as `potstill evaluate` does."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunFlags(Work):
     """Flags of commands that make a run."""
 
@@ -50,11 +58,8 @@ class RunFlags(Work):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistilFlags(RunFlags):
+class DistilFlags(RunFlags, ResumeFlags):
     """Flags of `distill`."""
-
-    evaluate: bool = True
-    """Score the set when it is made, as `potstill evaluate` does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +161,12 @@ def taken(arguments: list[str], flag: str) -> tuple[str | None, list[str]]:
     return value, rest
 
 
+def short(arguments: list[str]) -> list[str]:
+    """Replace --net NAME by --net.name NAME."""
+    name, rest = taken(arguments, "--net")
+    return rest if name is None else [*rest, "--net.name", name]
+
+
 def _settings(default: Run, *more: type, missing: Sequence[str] = ()) -> type[Any]:
     """Return a class of flags: those of a run with their defaults, and those of `more`.
 
@@ -189,7 +200,7 @@ def run_from(arguments: list[str], name: str) -> tuple[Run, Any]:
     method, rest = taken(arguments, "--method")
     data, rest = taken(rest, "--data")
     scale, rest = taken(rest, "--scale")
-    net, rest = taken(rest, "--net.name")
+    net, rest = taken(short(rest), "--net.name")
     scale = scale or "full"
     if scale not in SCALES:
         raise unknown("scale", scale, SCALES)

@@ -99,8 +99,13 @@ def spec_hash(value: Any) -> str:
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """Return lines "path: old -> new" for every place in which two JSON values differ."""
+    """Return lines "path: old -> new" for every place in which two JSON values differ.
+
+    Of records of two types only the types are named.
+    """
     if isinstance(old, dict) and isinstance(new, dict):
+        if (types := (old.get("type"), new.get("type")))[0] != types[1]:
+            return [f"{path}: {types[0]} -> {types[1]}"]
         keys = sorted(old.keys() | new.keys())
         return [
             line

@@ -11,6 +11,7 @@ from potstill.coresets.features import (
 from potstill.coresets.rules import herding, highest, k_center, medoids, repeated
 from potstill.coresets.scores import Score, ScoreSpec, mean_scores, score_tasks
 from potstill.coresets.select import (
+    CLASS_CAP,
     cluster_seed,
     counts_of,
     medoid_real,
@@ -20,6 +21,7 @@ from potstill.coresets.select import (
 )
 
 __all__ = [
+    "CLASS_CAP",
     "Features",
     "Score",
     "ScoreSpec",

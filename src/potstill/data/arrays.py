@@ -25,7 +25,8 @@ def _tensor(values: ArrayLike | Tensor, what: str) -> Tensor:
     if isinstance(values, Tensor):
         return values.detach().cpu().clone()
     try:
-        return torch.from_numpy(np.array(values))
+        array = np.array(values)
+        return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
     except (TypeError, ValueError) as error:
         raise InputError(f"The {what} are no array of numbers ({error}).") from error
 
@@ -165,7 +166,8 @@ def open_npz(rest: str, reading: Reading) -> Parts:
             raise InputError(
                 f"{path} holds Python objects, which are never loaded; save plain arrays."
             ) from error
-        reason = "no archive" if "pickle" in str(error) else error
+        alone = "pickle" in str(error) or isinstance(error, TypeError)  # TypeError: one array
+        reason = "no archive" if alone else error
         raise InputError(f"{path} is not a readable .npz file ({reason}).") from error
     parts = array_parts(found[0], found[1], found[2], found[3], None)
     unused = [name for name in names if name.startswith("val")]

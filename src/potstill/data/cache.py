@@ -32,7 +32,7 @@ from potstill.data.types import Listed, Parts, Reading, Split, Stored
 if TYPE_CHECKING:
     import numpy as np
 
-FORMAT = 2
+FORMAT = 3
 HASHED = 2**30
 """Sources of up to so many bytes are known again by their bytes, larger ones by size and date."""
 

@@ -33,6 +33,8 @@ def _is_image(name: str) -> bool:
 def image_files(folder: Path) -> Files:
     """Return all image files below the class folders in a folder, in order of names.
 
+    Links to folders are followed.
+
     Raises:
         InputError: if there are none, or images lie in no class folder.
     """
@@ -41,7 +43,7 @@ def image_files(folder: Path) -> Files:
     for name in names:
         below = [
             os.path.join(place, file)
-            for place, _, files in os.walk(folder / name)
+            for place, _, files in os.walk(folder / name, followlinks=True)
             for file in files
             if _is_image(file)
         ]

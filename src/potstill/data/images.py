@@ -77,15 +77,16 @@ def decode_file(path: str) -> Image:
 def fitted(image: Image, side: int, fit: Fit = "crop") -> Image:
     """Return the image as a square of `side` pixels; bilinear, antialiased when it shrinks.
 
-    "crop" resizes the shorter side and cuts the centre; "squash" resizes both sides.
+    "crop" resizes the shorter side and cuts the centre, with the rounding of torchvision's Resize
+    and CenterCrop, which the published pipelines use; "squash" resizes both sides.
     """
     from PIL import Image
 
     width, height = image.size
     short = min(width, height)
     squash = fit == "squash"
-    wide, high = (side, side) if squash else (round(n * side / short) for n in (width, height))
-    left, top = (wide - side) // 2, (high - side) // 2
+    wide, high = (side, side) if squash else (n * side // short for n in (width, height))
+    left, top = round((wide - side) / 2), round((high - side) / 2)
     resized = image.resize((wide, high), Image.Resampling.BILINEAR)
     return resized.crop((left, top, left + side, top + side))
 

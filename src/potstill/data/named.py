@@ -168,7 +168,10 @@ def open_named(name: str, rest: str, reading: Reading) -> Parts:
 def _fetched(name: str, reading: Reading) -> Parts:
     known = NAMED[name]
     if known.hub:
-        return open_hub(known.hub, reading)
+        try:
+            return open_hub(known.hub, reading)
+        except InputError as error:
+            raise InputError(f"{error} A copy of your own is opened with {name}:DIR.") from error
     if known.vision:
         return vision_parts(known.vision, None)
     raise InputError(

@@ -48,11 +48,11 @@ def make_space(name: str, data: DataSet) -> Space:
             than 4096 x 4096 that was not asked for in full.
         WorkError: if the cache cannot be written.
     """
-    kind, _, asked = name.partition(":")
+    kind = name.partition(":")[0]
     if name == "measured":
         return measure_stats(data.train)
     if kind in KINDS:
-        return _whitening(kind, asked, data)
+        return _whitening(name, data)
     if "@" not in name and name not in STATISTICS.names():
         raise unknown("normaliser", name, ["measured", *KINDS, *STATISTICS.names()])
     space = named_stats(name)
@@ -98,7 +98,8 @@ def prepared(space: Space, pixels: Pixels) -> tuple[Pixels, Callable[[Tensor], T
     return pixels, space.forward
 
 
-def _whitening(kind: str, asked: str, data: DataSet) -> Zca:
+def _whitening(name: str, data: DataSet) -> Zca:
+    kind, _, asked = name.partition(":")
     if asked not in ("", "full") and not asked.isdecimal():
         raise InputError(f"After {kind}: comes a rank, as in {kind}:800, or full, not {asked!r}.")
     shape = (data.channels, *data.size)
@@ -109,9 +110,11 @@ def _whitening(kind: str, asked: str, data: DataSet) -> Zca:
     whole = _recalled(index)
     if wide > LARGEST and (not asked or (whole is None and asked != "full")):
         side = math.isqrt(LARGEST // data.channels)
+        then = f", from which {name} is cut then" if asked else ""
         raise InputError(
             f"{kind} of images {shape} needs a matrix of {4e-6 * wide**2:.0f} MB: "
-            f"make them smaller (--resize {side} or less), or ask for all of it with {kind}:full."
+            f"make them smaller (--resize {side} or less), or ask for all of it with {kind}:full"
+            f"{then}."
         )
     if whole is None:
         whole = sealed(fit_zca(kind, data.train.pixels, data=data.ref.identity))

@@ -57,7 +57,8 @@ def selected(parts: Parts, wanted: str | None) -> Parts:
 def _labels(wanted: str, classes: tuple[str, ...]) -> list[int]:
     if wanted in CLASS_LISTS.names() or ("@" in wanted and wanted not in classes):
         return _listed(wanted, CLASS_LISTS.get(wanted), classes)
-    names = [name.strip() for name in wanted.split(";" if ";" in wanted else ",")]
+    comma = ";" if ";" in wanted else ","
+    names = [wanted] if wanted in classes else [name.strip() for name in wanted.split(comma)]
     for place, name in enumerate(names):
         if name not in classes:
             near = difflib.get_close_matches(name, classes, n=3) or classes[:3]

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from potstill.artefact import DistilledSet
 from potstill.core.errors import InputError
-from potstill.coresets import Features, counts_of, medoid_real, pixel_features, random_real
+from potstill.coresets import (
+    CLASS_CAP,
+    Features,
+    counts_of,
+    medoid_real,
+    pixel_features,
+    random_real,
+)
 from potstill.data import DataSet
 from potstill.evaluation.protocol import Protocol
 from potstill.evaluation.tasks import Distilled, Real, set_digest
@@ -33,17 +39,22 @@ def check_data(s: DistilledSet, data: DataSet) -> None:
     """Refuse data that are not those of the set.
 
     Raises:
-        InputError: if identity, validation part, classes or shape differ.
+        InputError: if identity, validation part, limit, classes or shape differ.
     """
     if data.ref.identity != s.ref.identity:
         raise InputError(
             f"{data.source!r} (identity {data.ref.identity[:12]}) is not the data set of this "
             f"distilled set ({s.origin.data!r}, identity {s.ref.identity[:12]})."
         )
-    if data.ref != s.ref:
+    if data.ref.validation != s.ref.validation:
         raise InputError(
             f"The set was distilled with a validation part of {s.ref.validation:g} of the training "
             f"images, not {data.ref.validation:g}; open the data with the same."
+        )
+    if data.ref.limit != s.ref.limit:
+        raise InputError(
+            f"The set was distilled with limit={s.ref.limit} training images a class, not "
+            f"limit={data.ref.limit}; open the data with the same."
         )
     shape, own = (data.channels, *data.size), tuple(s.decode(s.images).shape[1:])
     if data.n_classes != len(s.classes) or own != shape:
@@ -72,11 +83,14 @@ def images_of(
             Real(indices=random_real(train, counts, seed=d, replacement=True)) for d in seeds
         )
         medoid = (Real(indices=medoid_real(train, counts, points, replacement=True)),)
-        again = "; small classes give images twice" if _scarce(data, counts) else ""
+        have = torch.bincount(train.labels, minlength=len(counts)).tolist()
+        part = f", {CLASS_CAP:,} images of each larger class" if max(have) > CLASS_CAP else ""
+        scarce = any(n < count for n, count in zip(have, counts, strict=True))
+        again = "; small classes give images twice" if scarce else ""
         nbytes = _real_bytes(data, sum(counts), s)
         for name, what, note in (
             (BASELINES[0], draws, again[2:]),
-            (BASELINES[1], medoid, f"k-means on {points.name}{again}"),
+            (BASELINES[1], medoid, f"k-means on {points.name}{part}{again}"),
         ):
             found.append(Images(name=name, what=what, trains=trains, nbytes=nbytes, note=note))
     if whole is not None:
@@ -85,11 +99,6 @@ def images_of(
             Images(name="whole set", what=(Real(indices=None),), trains=(whole,), nbytes=nbytes)
         )
     return found
-
-
-def _scarce(data: DataSet, counts: Sequence[int]) -> bool:
-    have = torch.bincount(data.train.labels, minlength=len(counts)).tolist()
-    return any(n < count for n, count in zip(have, counts, strict=True))
 
 
 def _real_bytes(data: DataSet, count: int, s: DistilledSet) -> dict[str, int]:

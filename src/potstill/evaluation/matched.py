@@ -101,7 +101,11 @@ def evaluate(
     with _folder(s, path) as folder:
         if taught is not None and any(spec.labels == taught for spec in specs):
             lesson = Tasks(
-                kind="experts", fn=train_expert, specs=(taught.teacher,), label="teacher"
+                kind="experts",
+                fn=train_expert,
+                specs=(taught.teacher,),
+                context={"source": data.source},
+                label="teacher",
             )
             run_tasks(lesson, store, engine=engine, workers=workers)
         tasks = _tasks(specs, folder, store)
@@ -131,7 +135,7 @@ def _rules(protocol: str, seeds: int | None, baselines: bool) -> Protocol:
 def _nets(nets: Sequence[str | NetSpec], own: NetSpec) -> list[NetSpec]:
     """Return the networks, pools spread out, none twice."""
     found: list[NetSpec] = []
-    for net in nets:
+    for net in [nets] if isinstance(nets, str) else nets:
         if isinstance(net, str):
             found += [variant(name, own) for name in NET_POOLS.get(net, (net,))]
         else:

@@ -21,6 +21,7 @@ def regimes_of(s: DistilledSet, wanted: Sequence[str], rules: Protocol) -> tuple
     Raises:
         InputError: for an unknown regime, or soft labels under a protocol of hard ones.
     """
+    wanted = [wanted] if isinstance(wanted, str) else wanted
     for name in wanted:
         if name not in REGIMES:
             raise unknown("regime", name, REGIMES)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator
 from itertools import zip_longest
@@ -58,7 +59,13 @@ def _load(file: Path) -> Any:
     """Read a file of torch.save; nothing in it is run."""
     try:
         mapped = zipfile.is_zipfile(file)  # the old format cannot be mapped into memory
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+        if mapped:
+            with zipfile.ZipFile(file) as archive:  # torch checks no sums
+                if part := archive.testzip():
+                    raise ValueError(f"{part} is altered")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on pickles that it refuses a moment later
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # torch, pickle and zip raise many kinds for damaged files
         asked = re.search(r"GLOBAL ([\w.]+\w)", str(error))
         if isinstance(error, pickle.UnpicklingError) and asked:
@@ -86,6 +93,10 @@ def _check(tensors: Any, net: FlatNet, name: str, where: str) -> None:
             )
         if not found.is_floating_point():
             raise InputError(f"{where}: parameter {k} has the type {found.dtype}, not float.")
+        if found.layout != torch.strided or found.is_meta:
+            raise InputError(
+                f"{where}: parameter {k} is not a plain tensor that holds its numbers."
+            )
 
 
 def _kind(thing: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -75,9 +76,12 @@ def import_experts(
         on_done: called as (experts done, all experts).
 
     Raises:
-        InputError: as `read_buffer`, for experts of different lengths, or a full disk.
+        InputError: as `read_buffer`, for experts of different lengths, a step size of at most 0,
+            or a full disk.
         WorkError: if the disk refuses.
     """
+    if lr is not None and not 0 < lr < math.inf:
+        raise InputError(f"The step size lr must be above 0, not {lr}.")
     net = filled(net)
     module = build(net, channels=data.channels, size=data.size, classes=data.n_classes, seed=0)
     flat, name = FlatNet(module), describe(net)

@@ -2,15 +2,9 @@
 
 from potstill.functional.losses import ce, soft_ce
 from potstill.functional.optim import SGD, Adam
+from potstill.functional.schedule import Segment, TrainSpec, mtt_segments
 from potstill.functional.sharpness import GSAM
-from potstill.functional.train import (
-    Segment,
-    TrainSpec,
-    accuracy,
-    fit,
-    mtt_segments,
-    predict,
-)
+from potstill.functional.train import accuracy, fit, predict
 from potstill.functional.unroll import Batch, choose_strategy, graph_bytes, run_prefix, unroll
 
 __all__ = [

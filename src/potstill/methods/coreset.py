@@ -124,7 +124,8 @@ def _check(method: _ByFeatures, ctx: Context) -> None:
     if ":" not in method.features and method.features not in known:
         raise unknown("features", method.features, known)
     if method.features != "pixels":
-        module_features(_built(method, ctx), ctx.space, name=method.features)
+        features = module_features(_built(method, ctx), ctx.space, name=method.features)
+        features.fn(ctx.data.train.pixels[:1])  # some show only then that they do not end so
 
 
 def _cost(method: _ByFeatures, ctx: Context) -> Cost:

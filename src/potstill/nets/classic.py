@@ -6,7 +6,7 @@ import math
 
 from torch import nn
 
-from potstill.nets.layers import Features, map_size
+from potstill.nets.layers import Features, map_size, padded
 from potstill.nets.spec import NETS, NetSpec, Network, Size
 
 
@@ -21,7 +21,7 @@ def lenet(spec: NetSpec, channels: int, size: Size, classes: int) -> nn.Module:
             6,
             5,
             stride=2 if min(size) >= 64 else 1,
-            padding=(2 * (size[0] == 28), 2 * (size[1] == 28)),
+            padding=padded(size, 0),
         ),
         nn.ReLU(),
         nn.MaxPool2d(2),

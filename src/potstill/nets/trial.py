@@ -20,6 +20,9 @@ def complaint(module: nn.Module, channels: int, size: Size, classes: int) -> str
     """Return why a network does not give logits [B, classes]; empty if it does."""
     if next(module.parameters(), None) is None:
         return "it has no parameters"
+    frozen = next((n for n, p in module.named_parameters() if not p.requires_grad), None)
+    if frozen is not None:
+        return f"its parameter {frozen} is frozen, but all would be trained; make it a buffer"
     try:
         with torch.no_grad():
             out = _run(module, channels, size)

@@ -134,6 +134,10 @@ def preflight(
     Raises:
         InputError: for settings that cannot work.
     """
+    if data.n_classes < 2:
+        raise InputError(
+            f"{run.data} has one class only ({data.classes[0]!r}); at least 2 are needed."
+        )
     run = resolved(run, data)
     module = build(
         run.net,
