@@ -201,7 +201,7 @@ def test_regimes_side_by_side(tmp_path):
     # the labels are what the teacher says: train on them plainly and compare
     teacher = teacher_of(s, 1)
     expert = Trajectory(store.verify("experts", teacher))
-    assert expert.facts["source"] == data.source  # what `potstill experts list` shows
+    assert expert.facts["source"] == s.origin.data  # what `potstill experts list` shows
     net = FlatNet(build(NET, channels=1, size=(8, 8), classes=3, seed=0, key=("expert", 0)))
     targets = predict(net, expert.row(teacher.train.epochs), s.images).softmax(1)
     fresh = FlatNet(build(NET, channels=1, size=(8, 8), classes=3, seed=1, key=("evaluate",)))

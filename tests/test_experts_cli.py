@@ -122,11 +122,13 @@ def old_and_foreign(store):
 
 
 def test_list(say, store):
+    assert "There is no store s." in say("list --store s", code=2)
+    Path("s").mkdir()
     assert "There are no experts in" in say("list --store s")
     say("train --store s", *RUN)
     text = flat(say("list --store s"))
     assert all(flat(head) in text for head in HEAD)
-    assert "2 experts in 1 pools" in text
+    assert "2 experts in 1 pool," in text
     (pool,) = pools(store)
     cells = dict(zip(HEAD, pool_cells(pool), strict=True))
     facts = [Trajectory(entry.folder).facts for entry in pool.entries]
@@ -154,7 +156,7 @@ def test_what_nobody_can_read_is_listed_and_removed(say, store):
     assert text.count("no readable done.json") == 3
     assert "9 experts in 8 pools" in text
     assert "is missing, truncated or altered" in say("verify --store s", code=1)
-    assert "2 experts checked: all are sound" in say(f"verify --store s {pool.name}")
+    assert "2 experts checked, none of them bad" in say(f"verify --store s {pool.name}")
     for name in [p.name for p in pools(store) if p.name != pool.name]:
         assert f"{name}: 1 experts removed" in say(f"rm --store s {name}")
     assert [p.name for p in pools(store)] == [pool.name]
@@ -163,14 +165,14 @@ def test_what_nobody_can_read_is_listed_and_removed(say, store):
 def test_verify(say, store):
     say("train --store s", *RUN)
     (pool,) = pools(store)
-    assert "2 experts checked: all are sound" in say("verify --store s")
+    assert "2 experts checked, none of them bad" in say("verify --store s")
     file = pool.entries[1].folder / "trajectory.safetensors"
     whole = file.read_bytes()
     for damage in (whole[:-1], whole[:-1] + bytes([whole[-1] ^ 1]), None):
         file.unlink() if damage is None else file.write_bytes(damage)
         text = say(f"verify --store s {pool.name[:6]}", code=1)
         assert f"{file} is missing, truncated or altered" in text
-        assert "2 experts checked: 1 are bad" in text
+        assert "2 experts checked, 1 of them bad" in text
     assert "experts list shows them" in say("verify --store s zzz", code=2)
     assert say("list --store s")
 

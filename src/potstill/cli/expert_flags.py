@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from potstill.cli.flags import parse
+from potstill.core.errors import InputError
 
 if TYPE_CHECKING:
     from potstill.core.store import Store
@@ -22,9 +23,15 @@ class StoreFlags:
     """Folder of the experts; in the user's cache by default."""
 
     def open(self) -> Store:
-        """Return the store."""
+        """Return the store.
+
+        Raises:
+            InputError: if the user names a store that does not exist.
+        """
         from potstill.run import Where
 
+        if self.store is not None and not self.store.exists():
+            raise InputError(f"There is no store {self.store}.")
         return Where(store=self.store).open_store()
 
 
@@ -58,6 +65,12 @@ class ImportFlags(StoreFlags):
     """What the experts were trained with, as --normaliser of `distill`; cifar10@mtt for example."""
     lr: float | None = None
     """The step size that the experts were trained with; noted for people."""
+
+    def open(self) -> Store:
+        """Return the store, which need not exist yet."""
+        from potstill.run import Where
+
+        return Where(store=self.store).open_store()
 
     def images(self) -> DataSet:
         """Return the images."""

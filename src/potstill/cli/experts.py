@@ -81,7 +81,7 @@ def _list(arguments: list[str]) -> int:
     from rich.console import Console
 
     from potstill.experts import KIND, pools
-    from potstill.report.pools import pool_table, size_text
+    from potstill.report.pools import counted, pool_table, size_text
 
     store = parse(StoreFlags, arguments, name="experts list", text="List the experts.").open()
     store.tidy(KIND)
@@ -91,7 +91,10 @@ def _list(arguments: list[str]) -> int:
         return 0
     Console(width=None if sys.stdout.isatty() else 180).print(pool_table(found))
     count, nbytes = sum(len(p.entries) for p in found), sum(p.nbytes for p in found)
-    print(f"{count} experts in {len(found)} pools, {size_text(nbytes)}, in {store.root}")
+    print(
+        f"{counted(count, 'expert')} in {counted(len(found), 'pool')}, {size_text(nbytes)}, "
+        f"in {store.root}"
+    )
     return 0
 
 
@@ -99,6 +102,7 @@ def _verify(arguments: list[str]) -> int:
     """Check every file of the experts against its recorded hash: experts verify [POOL ...]."""
     from potstill.core.log import Console
     from potstill.experts import find_pool, pools
+    from potstill.report.pools import counted
 
     text = "Check every file of the experts against its recorded hash; all pools by default."
     names, flags = several(StoreFlags, arguments, "verify", "POOL", text)
@@ -112,7 +116,7 @@ def _verify(arguments: list[str]) -> int:
             advance(done)
     for file in (file for files in bad for file in files):
         print(f"{file} is missing, truncated or altered")
-    print(f"{total} experts checked: {f'{len(bad)} are bad' if bad else 'all are sound'}")
+    print(f"{counted(total, 'expert')} checked, {len(bad) or 'none'} of them bad")
     return 1 if bad else 0
 
 
@@ -170,7 +174,8 @@ def _import(arguments: list[str]) -> int:
     print(f"  --method.experts.imported {made.pool[:12]} --method.experts.count {made.count}")
     if made.accuracy is not None:
         doubt = "" if made.accuracy > 2 / data.n_classes else "; check --normaliser and the classes"
-        print(f"The first has {100 * made.accuracy:.1f} % of the validation images right{doubt}.")
+        right = f"{100 * made.accuracy:.1f} % of the validation images right"
+        print(f"The first has {right} (it was most likely trained on them){doubt}.")
     return 0
 
 

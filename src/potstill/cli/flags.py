@@ -69,7 +69,7 @@ class Score:
     data: str | None = None
     """The real images; by default those the set was made of, from the cache."""
     nets: tuple[str, ...] = ()
-    """Networks to train on the set, or a pool of them (mtt, dc); by default its own one."""
+    """Networks to train, or pools of them: mtt, dc, dc-bench, idc; by default the set's own."""
     seeds: int | None = None
     """Networks a row; the protocol's number (5) by default."""
     protocol: str = "strict"
@@ -217,7 +217,9 @@ def run_from(arguments: list[str], name: str) -> tuple[Run, Any]:
                 "Give a recipe (see `potstill recipes`) or --method M --data D --ipc N."
             )
         if data is None and not asked:
-            raise InputError("Name the images with --data: digits, folder:DIR or parquet:DIR.")
+            raise InputError(
+                "Name the images with --data, folder:DIR for example (see `potstill datasets`)."
+            )
         spec = METHODS.get(method or "mtt")()
         ipc, rest = taken(rest, "--ipc")
         if ipc is None and not asked:

@@ -58,8 +58,8 @@ def evaluate(
     Args:
         s: the set, or the folder of a set or a run.
         data: the real data; by default the set's own, from the cache.
-        nets: networks to train, by default the set's own; "mtt" and "dc" name pools of them. A
-            network named by text takes its options from the set's own (see `nets.variant`).
+        nets: networks to train, by default the set's own; the names of `NET_POOLS` are pools of
+            them. A network named by text takes its options from the set's own (`nets.variant`).
         protocol: see `PROTOCOLS`.
         seeds: networks a row; the protocol's number by default.
         regimes: labels of all images: "hard", "soft" or both, side by side; by default the set's
@@ -104,7 +104,7 @@ def evaluate(
                 kind="experts",
                 fn=train_expert,
                 specs=(taught.teacher,),
-                context={"source": data.source},
+                context={"source": s.origin.data},
                 label="teacher",
             )
             run_tasks(lesson, store, engine=engine, workers=workers)

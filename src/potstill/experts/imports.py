@@ -49,7 +49,8 @@ class Import:
     count: int
     epochs: int
     accuracy: float | None
-    """Of the first expert on validation images; None for a network with running statistics."""
+    """Of the first expert on validation images, on which it was most likely trained too; None for a
+    network with running statistics."""
 
 
 def import_experts(

@@ -114,6 +114,11 @@ def _ranges(numbers: list[int]) -> str:
     return ", ".join("-".join(map(str, part)) for part in parts)
 
 
+def counted(count: int, what: str) -> str:
+    """Return a number of things in words: "1 pool", "2 pools"."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
 def size_text(count: int) -> str:
     """Return bytes in MiB or GiB."""
     return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.2f} MiB"

@@ -98,7 +98,8 @@ def _rich(rows: list[tuple[str, ...]]) -> Table:
 def _cells(row: Row) -> tuple[str, ...]:
     low, high = "", ""
     if row.ci95 is not None:
-        low, high = f"{100 * (row.mean - row.ci95):.2f}", f"{100 * (row.mean + row.ci95):.2f}"
+        ends = max(0.0, row.mean - row.ci95), min(1.0, row.mean + row.ci95)
+        low, high = (f"{100 * end:.2f}" for end in ends)
     interval = f"{low} to {high}" if low else "-"
     size, step = _size(sum(row.nbytes.values())), f"{row.lr:.4g}"
     measured = (_accuracy(row), interval, str(row.n), step, size)

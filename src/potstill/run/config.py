@@ -99,6 +99,8 @@ class Where:
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
             raise unknown("engine", self.engine, ENGINES)
+        if self.store is not None and self.store.exists() and not self.store.is_dir():
+            raise InputError(f"The store {self.store} is a file; name a folder.")
         if self.workers < 1:
             raise InputError(f"workers must be at least 1, not {self.workers}.")
         if self.engine == "inline" and self.workers > 1:
