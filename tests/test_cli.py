@@ -203,6 +203,7 @@ MISTAKES = {
     "evaluate nothing --protocol": ("--protocol",),
     "evaluate nothing --regimes online": ("'hard', 'soft'",),
     "distill --method herding --data digits --ipc 1 --select-every 5": ("herding does not",),
+    "distill --method random --data digits --ipc 1 --strategy graph": ("random has none",),
     "distill --method random --data digits --ipc 500": ("--replacement",),
     "distill --method mtt --data digits --ipc 1 --fit squash": ("--resize N",),
     "distill --method mtt --data digits --ipc 1 --classes 1,zebra": ("'zebra'",),

@@ -176,6 +176,11 @@ def preflight(
     )
     run.method.check(ctx)
     cost = run.method.cost(ctx)
+    if run.strategy != "auto" and not cost.graph_bytes:
+        raise InputError(
+            f"strategy {run.strategy!r} is for methods with an unrolled gradient; "
+            f"{type(run.method).__name__.lower()} has none."
+        )
     if plan is None:
         budget = int(run.memory * 2**30)
         strategy = choose_strategy(run.strategy, predicted=cost.graph_bytes, budget=budget)
