@@ -48,7 +48,8 @@ SIDE, CLASSES = 32, 10
 class Problem:
     """What all versions share."""
 
-    width: int
+    net: FlatNet
+    plain: nn.Module
     theta: Tensor
     target: Tensor
     images: Tensor
@@ -58,15 +59,18 @@ class Problem:
     augment: DSA
 
 
-def problem(*, width: int, batch: int, steps: int, dtype: torch.dtype, side: int = SIDE) -> Problem:
-    """Draw images, batches with augmentation, a start (trained weights are not needed), a target."""
+def problem(
+    *, width: int, batch: int, steps: int, dtype: torch.dtype = torch.float32, side: int = SIDE
+) -> Problem:
+    """Draw images, batches with augmentation, a start (fresh weights), a target near it."""
     chance = torch.Generator().manual_seed(0)
     spec, augment = NetSpec(name="convnet3", width=width), DSA()
     net = FlatNet(build(spec, channels=3, size=(side, side), classes=CLASSES, seed=0))
     theta = net.theta0.to(dtype)
     shape = (3, side, side)
     return Problem(
-        width=width,
+        net=net,
+        plain=plain_net(width, side),
         theta=theta,
         target=theta + 0.01 * torch.randn(theta.shape, generator=chance).to(dtype),
         images=torch.randn(batch, *shape, generator=chance).to(dtype),
@@ -91,8 +95,7 @@ def plain_net(width: int, side: int) -> nn.Module:
 
 def plain_step(p: Problem) -> tuple[Tensor, Tensor]:
     """Return the gradients in images and step size, by autograd through the graph of all steps."""
-    net = plain_net(p.width, p.images.shape[-1])
-    named = dict(net.named_parameters())
+    named = dict(p.plain.named_parameters())
     images, lr = p.images.clone().requires_grad_(), p.lr.clone().requires_grad_()
     theta = p.theta.clone().requires_grad_()
     for batch in p.batches:
@@ -101,7 +104,7 @@ def plain_step(p: Problem) -> tuple[Tensor, Tensor]:
             name: part.view(w.shape) for (name, w), part in zip(named.items(), parts, strict=True)
         }
         x = p.augment.apply(images[batch.index], batch.extra)
-        loss = F.cross_entropy(functional_call(net, weights, (x,)), p.labels[batch.index])
+        loss = F.cross_entropy(functional_call(p.plain, weights, (x,)), p.labels[batch.index])
         (grad,) = torch.autograd.grad(loss, theta, create_graph=True)
         theta = theta - lr * grad
     distance = (theta - p.target).square().sum() / (p.theta - p.target).square().sum()
@@ -111,12 +114,9 @@ def plain_step(p: Problem) -> tuple[Tensor, Tensor]:
 
 def our_step(p: Problem, strategy: str) -> tuple[Tensor, Tensor]:
     """Return the same gradients by potstill."""
-    side = p.images.shape[-1]
-    spec = NetSpec(name="convnet3", width=p.width)
-    net = FlatNet(build(spec, channels=3, size=(side, side), classes=CLASSES, seed=0))
     images, lr = p.images.clone().requires_grad_(), p.lr.clone().requires_grad_()
     end = unroll(
-        lambda theta, rows, extra: ce(net(theta, p.augment.apply(rows[0], extra)), rows[1]),
+        lambda theta, rows, extra: ce(p.net(theta, p.augment.apply(rows[0], extra)), rows[1]),
         p.theta,
         (images, p.labels),
         lr,
@@ -161,7 +161,7 @@ def peak_bytes(name: str, *, width: int, batch: int, steps: int) -> int:
 def _peak_here(name: str, width: int, batch: int, steps: int) -> int:
     run, base = version(name), 0
     for count in (1, steps, steps):
-        run(problem(width=width, batch=batch, steps=count, dtype=torch.float32))
+        run(problem(width=width, batch=batch, steps=count))
         base = base or _high_water()
     return _high_water() - base
 
@@ -174,10 +174,10 @@ def _high_water() -> int:
 
 def measure(*, width: int, batch: int, steps: int, repeats: int, memory: bool) -> dict[str, object]:
     """Return one configuration's CPU seconds (all repeats, interleaved) and peak memory."""
-    p = problem(width=width, batch=batch, steps=steps, dtype=torch.float32)
+    p = problem(width=width, batch=batch, steps=steps)
     seconds: dict[str, list[float]] = {name: [] for name in VERSIONS}
     for name in VERSIONS:  # warm up
-        version(name)(problem(width=width, batch=batch, steps=1, dtype=torch.float32))
+        version(name)(problem(width=width, batch=batch, steps=1))
     for _ in range(repeats):
         for name in VERSIONS:
             start = time.process_time()

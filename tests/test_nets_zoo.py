@@ -454,11 +454,15 @@ def test_what_hinders_distilling_is_known():
 
 
 def test_kept_bytes_is_what_a_convnet_keeps():
-    """The image; in each block the maps after ReLU and pooling, and those that a norm takes."""
-    images = 3 * 32 * 32
-    maps = sum(16 * side**2 + 16 * (side // 2) ** 2 for side in (32, 16, 8))
-    normed = sum(16 * side**2 + 2 * 16 for side in (32, 16, 8))
-    for norm, numbers in (("none", images + maps), ("instance", images + maps + normed)):
+    """The image; in each block the maps after ReLU and pooling, and those that a norm takes.
+
+    The blocks of `nets.fused` keep no map after ReLU.
+    """
+    images, sides = 3 * 32 * 32, (32, 16, 8)
+    maps = sum(16 * side**2 + 16 * (side // 2) ** 2 for side in sides)
+    group = sum(16 * side**2 + 2 * 4 for side in sides)
+    expected = {"none": maps, "instance": maps + 3 * 2 * 16, "group": maps + group}
+    for norm, numbers in ((norm, images + numbers) for norm, numbers in expected.items()):
         net = made("convnet3", width=16, norm=norm)
         assert kept_bytes(net, 3, (32, 32)) == 4 * numbers
     assert kept_bytes(made("resnet18-bn", width=16, size=16), 3, (16, 16)) > 0

@@ -40,7 +40,7 @@ class ScoreSpec:
     seed: int
     index: int
     threads: int
-    revision: int = 2
+    revision: int = 3
     """Raised when the code changes what the scores become, so that old ones are not reused."""
 
 

@@ -65,7 +65,7 @@ class EvalSpec:
     data: DataRef
     space: SpaceSpec
     threads: int
-    revision: int = 2
+    revision: int = 3
     """Raised when the code changes what is measured, so that old results are not reused."""
 
 

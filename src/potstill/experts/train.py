@@ -84,7 +84,7 @@ class ExpertSpec:
     seed: int
     index: int
     threads: int
-    revision: int = 2
+    revision: int = 3
     """Raised when the code changes what an expert becomes, so that old ones are not reused."""
 
 

@@ -226,14 +226,15 @@ def graph_bytes(
     """Return about how many bytes an unroll of a network keeps, in float32.
 
     `kept` are the bytes that one forward pass keeps of an image (`nets.kept_bytes`). `graph`:
-    steps (1.9 kept batch + 2.5 * 4 parameters), measured on plain SGD with saved-tensor hooks (1.9
-    for ConvNets and ResNets, at most 2.0 for others); `adjoint`: the images' part of one step, and
+    steps (2 kept batch + 2.5 * 4 parameters), measured on plain SGD with saved-tensor hooks (1.95
+    to 1.99 for ConvNets with instance norm, 2.03 for ResNets, 1.7 to 1.9 with other norms, and 3.1
+    for swish, which torch takes apart); `adjoint`: the images' part of one step, and
     4 parameters (1 + moments) per step for theta_t and the tensors of the optimizer state
     (moments: SGD with momentum 1, Adam 2).
     """
     if strategy not in ("graph", "adjoint"):
         raise unknown("strategy", strategy, ("graph", "adjoint"))
-    images = 1.9 * kept * batch
+    images = 2 * kept * batch
     if strategy == "graph":
         return round(steps * (images + 2.5 * 4 * parameters))
     return round(images + steps * 4 * parameters * (1 + moments))

@@ -12,6 +12,7 @@ from functools import partial
 
 from torch import nn
 
+from potstill.nets.fused import Blocks
 from potstill.nets.layers import ACTS, MAP_NORMS, POOLS, Features, map_size, padded, pick
 from potstill.nets.spec import NETS, NetSpec, Network, Size, too_small
 
@@ -58,7 +59,7 @@ def convnet(spec: NetSpec, channels: int, size: Size, classes: int, *, depth: in
         layers += [norm(channels), act()] if norm else [act()]
         layers += [pool()] if pool else []
     inputs = channels * math.prod(map_size(layers, size))
-    return Features(nn.Sequential(*layers), nn.Linear(inputs, classes))
+    return Features(Blocks(*layers), nn.Linear(inputs, classes))
 
 
 _OWN = {"width": 128, "norm": "instance", "act": "relu", "pool": "avg"}
