@@ -338,9 +338,10 @@ def test_reproduce_smoke_needs_no_data(capsys, tmp_path):
 def test_a_verdict_needs_the_recipes_settings_and_images(finished):
     recipe = RECIPES.get("mtt_cifar10_ipc50")
     out = Path(shutil.copytree(finished / "run", "run"))
-    row = {"name": "distilled", "mean": 0.99, "std": 0.01, "ci95": 0.01, "n": 5}
+    row = {"name": "distilled", "regime": "hard", "mean": 0.99, "std": 0.01, "ci95": 0.01, "n": 5}
     strict = {**row, "net": describe(potstill.load(out).net), "protocol": "strict"}
     others = [{**strict, "protocol": "mtt", "mean": 0.1}, {**strict, "net": "vgg", "mean": 0.1}]
+    others.append({**strict, "regime": "soft", "n": 9, "mean": 0.1})
     lines = [json.dumps(line) + "\n" for line in (*others, strict, {**strict, "n": 2, "mean": 0.1})]
     (out / "eval.jsonl").write_text("".join(lines))
     exact = recipe.make("digits")
@@ -364,6 +365,9 @@ def test_resume_command_of_a_finished_run_scores_it(finished, tmp_path, capsys, 
     assert len((out / "eval.jsonl").read_text().splitlines()) >= 3
     accuracy = potstill.load(out).origin.measured
     assert accuracy["n"] == 5
+    taught = ["--regimes", "soft", "--no-baselines"]  # a teacher's labels are not the set's number
+    assert cli.run(["evaluate", str(out), *taught]) == 0
+    assert potstill.load(out).origin.measured == accuracy
     before = (out / "eval.jsonl").read_text().splitlines()
     flags = ["--nets", "convnet1", "--no-baselines", "--seeds", "1"]
     assert cli.run(["evaluate", str(out / "distilled"), *flags]) == 0

@@ -18,6 +18,7 @@ from potstill.data import DataSet, open_data
 from potstill.engine import Tasks
 from potstill.evaluation import Result, evaluate
 from potstill.evaluation.protocol import STRICT, whole_recipe
+from potstill.evaluation.regimes import own_regime
 from potstill.experts import ExpertSpec, ImportedExpert
 from potstill.methods import METHODS, Plan
 from potstill.nets import NetSpec, describe
@@ -133,7 +134,7 @@ def score(
         )
     if run is not None:
         _keep(path, result)
-        row = result.row("distilled", describe(s.net))
+        row = result.row("distilled", describe(s.net), own_regime(s))
         if row is not None and row.protocol == "strict" and row.n >= STRICT.seeds:
             kept = {"mean": row.mean, "std": row.std, "n": row.n, "net": row.net}
             remember(path / "distilled", {**kept, "protocol": row.protocol})
@@ -171,13 +172,14 @@ def verdict(recipe: Recipe, run: Run, path: Path) -> str:
 
     A run is comparable if it has the recipe's settings and images of its shape and classes.
     """
-    net = describe(load(path).net)
-    rows = [r for r in eval_rows(path) if r["name"] == "distilled" and r["net"] == net]
+    s = load(path)
+    own = {"name": "distilled", "net": describe(s.net), "regime": own_regime(s)}
+    rows = [r for r in eval_rows(path) if all(r.get(key) == own[key] for key in own)]
     row = max((r for r in rows if r["protocol"] == "strict"), key=lambda r: r["n"])
     got = f"{100 * row['mean']:.2f} ± {100 * (row['std'] or 0):.2f} % (n = {row['n']})"
     spread = 0.0 if recipe.published.std is None else recipe.published.std
     published = f"{recipe.published.accuracy} ± {spread} %"
-    reasons = [*_changes(recipe, run, load(path)), *recipe.differs]
+    reasons = [*_changes(recipe, run, s), *recipe.differs]
     if reasons:
         outcome = f"not comparable ({'; '.join(reasons)})"
     elif 100 * row["mean"] >= recipe.published.accuracy - spread:

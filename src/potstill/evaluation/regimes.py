@@ -15,6 +15,11 @@ REGIMES = ("hard", "soft")
 Labels = Taught | Literal["own", "hard"]
 
 
+def own_regime(s: DistilledSet) -> Literal["hard", "soft"]:
+    """Return the regime of the labels that the set brings; its own number belongs to it."""
+    return "hard" if isinstance(s.targets, Hard) else "soft"
+
+
 def regimes_of(s: DistilledSet, wanted: Sequence[str], rules: Protocol) -> tuple[str, ...]:
     """Return the regimes to evaluate under, none twice; ("own",) if none is named.
 

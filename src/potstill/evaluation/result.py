@@ -59,9 +59,13 @@ class Result:
     peak_bytes: int
     """The most memory that one process held."""
 
-    def row(self, name: str, net: str | None = None) -> Row | None:
+    def row(self, name: str, net: str | None = None, regime: str | None = None) -> Row | None:
         """Return the first row of that name (and network, as `nets.describe` says it)."""
-        found = (r for r in self.rows if r.name == name and net in (None, r.net))
+        found = (
+            r
+            for r in self.rows
+            if r.name == name and net in (None, r.net) and regime in (None, r.regime)
+        )
         return next(found, None)
 
     def to_json(self) -> dict[str, Any]:
