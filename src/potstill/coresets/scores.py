@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -16,11 +16,11 @@ from potstill.core.errors import InputError, WorkError
 from potstill.core.files import write_json
 from potstill.core.spec import record
 from potstill.coresets.rules import error_norms, forgotten
-from potstill.data import DataRef, DataSet, Space, SpaceSpec, open_space, prepared, reopen
+from potstill.data import DataSet, Space, open_space, prepared, reopen
 from potstill.engine import Tasks
-from potstill.experts import ExpertPlan
-from potstill.functional import TrainSpec, fit, predict
-from potstill.nets import FlatNet, NetSpec, build, filled
+from potstill.experts import ExpertPlan, ExpertSpec, expert_tasks
+from potstill.functional import fit, predict
+from potstill.nets import FlatNet, NetSpec, build
 
 Score = Literal["forgetting", "el2n"]
 _FILE = "scores.safetensors"
@@ -33,15 +33,15 @@ class ScoreSpec:
     """The scores by one network: everything that they depend on."""
 
     score: Score
-    data: DataRef
-    space: SpaceSpec
-    net: NetSpec
-    train: TrainSpec
-    seed: int
-    index: int
-    threads: int
-    revision: int = 3
+    network: ExpertSpec
+    """The network and its training, as an expert's."""
+    revision: int = 1
     """Raised when the code changes what the scores become, so that old ones are not reused."""
+
+    @property
+    def threads(self) -> int:
+        """Return the torch threads of the task."""
+        return self.network.threads
 
 
 def score_tasks(
@@ -55,17 +55,8 @@ def score_tasks(
     threads: int,
 ) -> Tasks:
     """Return one task a network; network k of a seed is the same however many there are."""
-    first = ScoreSpec(
-        score=score,
-        data=data.ref,
-        space=space.record(),
-        net=filled(net),
-        train=plan.train,
-        seed=seed,
-        index=0,
-        threads=threads,
-    )
-    specs = tuple(replace(first, index=k) for k in range(plan.count))
+    networks = expert_tasks(plan, data, space, net, seed=seed, threads=threads).specs
+    specs = tuple(ScoreSpec(score=score, network=network) for network in networks)
     return Tasks(kind="scores", fn=score_images, specs=specs, label="scores")
 
 
@@ -81,17 +72,18 @@ def score_images(spec: ScoreSpec, context: dict[str, str], folder: Path) -> None
     Raises:
         WorkError: if the parameters stop being finite.
     """
-    data = reopen(spec.data)
+    network = spec.network
+    data = reopen(network.data)
     module = build(
-        spec.net,
+        network.net,
         channels=data.channels,
         size=data.size,
         classes=data.n_classes,
-        seed=spec.seed,
-        key=("scores", spec.index),
+        seed=network.seed,
+        key=("scores", network.index),
     )
     net, labels = FlatNet(module), data.train.labels
-    pixels, prepare = prepared(open_space(spec.space), data.train.pixels)
+    pixels, prepare = prepared(open_space(network.space), data.train.pixels)
 
     def judged(theta: Tensor, judge: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         parts = zip(pixels.split(_PART), labels.split(_PART), strict=True)
@@ -108,15 +100,15 @@ def score_images(spec: ScoreSpec, context: dict[str, str], folder: Path) -> None
         net.theta0,
         pixels,
         labels,
-        spec.train,
-        seed=spec.seed,
-        key=("scores", spec.index),
+        network.train,
+        seed=network.seed,
+        key=("scores", network.index),
         prepare=prepare,
         on_epoch=look if spec.score == "forgetting" else None,
     )
     if not bool(theta.isfinite().all()):
         raise WorkError(
-            f"Network {spec.index} diverged; lower its step size (now {spec.train.lr:g})."
+            f"Network {network.index} diverged; lower its step size (now {network.train.lr:g})."
         )
     scores = forgotten(torch.stack(correct)) if correct else judged(theta, error_norms)
     facts = {
