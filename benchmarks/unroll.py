@@ -1,13 +1,13 @@
 """Time one outer step of unrolled training, ours against a plain implementation of the same step.
 
 A step trains ConvNet-3 from theta by N steps of plain SGD on b images with DSA and differentiates
-the distance to a target in images and step size, as trajectory matching does. The plain version
-(`plain_step`) is stock PyTorch: modules called on split views of the flat vector, autograd with
-create_graph through all N steps. Before anything is timed, the gradients of all versions must agree
-in float64. Versions take turns in one process; times are CPU seconds of one thread. Peak memory is
-that of a fresh process for each version, above what it has after a step with N = 1.
+the distance to a target in images and step size, as trajectory matching does. The plain version is
+stock PyTorch: autograd with create_graph through all N steps. Ours: `graph`, `adjoint`, and the
+adjoint's steps `compiled`, all in float32. Before anything is timed, the gradients of all versions
+must agree in float64. Peak memory is that of a fresh process for each version, above what a step
+with N = 1 needs.
 
-    python benchmarks/unroll.py --steps 10 50 --width 128 --batch 10 --repeats 5 --out FILE.jsonl
+    python benchmarks/unroll.py --steps 10 50 --widths 128 --batch 10 --repeats 5 --out FILE.jsonl
 
 ORIGINAL are the CPU seconds of the published code on one core of another machine.
 """
@@ -15,33 +15,29 @@ ORIGINAL are the CPU seconds of the published code on one core of another machin
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
-import math
-import os
-import platform
-import statistics
-import subprocess
-import sys
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import common
+import plain
+import rows
 import torch
-import torch.nn.functional as F
+from checks import judged, plain_net, spec_of, translated
+from common import CLASSES, SIDE
+from rows import Row
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from potstill.augment import DSA
-from potstill.functional import SGD, Batch, unroll
-from potstill.functional.losses import ce
-from potstill.nets import FlatNet, NetSpec, build
+from potstill.functional import SGD, Batch, augmented, ce, training_loss, unroll
+from potstill.nets import FlatNet, build
 
-ORIGINAL = {(128, 10, 10): (1.5, 1.9), (128, 10, 50): (6.5, 8.1)}
+ORIGINAL = {(32, 10, 10): (0.29, 0.36), (128, 10, 10): (1.5, 1.9), (128, 10, 50): (6.5, 8.1)}
 """(width, batch, steps) -> CPU seconds of the published code, lowest and highest."""
-VERSIONS = ("plain", "graph", "adjoint")
-TOLERANCE = 1e-9
-SIDE, CLASSES = 32, 10
+VERSIONS = ("plain", "graph", "adjoint", "compiled")
+Gradients = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,19 +54,21 @@ class Problem:
     batches: list[Batch]
     augment: DSA
 
+    def first(self) -> Problem:
+        """Return the same with its first step alone."""
+        return replace(self, batches=self.batches[:1])
+
 
 def problem(
     *, width: int, batch: int, steps: int, dtype: torch.dtype = torch.float32, side: int = SIDE
 ) -> Problem:
     """Draw images, batches with augmentation, a start (fresh weights), a target near it."""
     chance = torch.Generator().manual_seed(0)
-    spec, augment = NetSpec(name="convnet3", width=width), DSA()
-    net = FlatNet(build(spec, channels=3, size=(side, side), classes=CLASSES, seed=0))
-    theta = net.theta0.to(dtype)
-    shape = (3, side, side)
+    net = FlatNet(build(spec_of(width), channels=3, size=(side, side), classes=CLASSES, seed=0))
+    theta, shape, augment = net.theta0.to(dtype), (3, side, side), DSA()
     return Problem(
         net=net,
-        plain=plain_net(width, side),
+        plain=plain_net(width, theta, side=side, classes=CLASSES),
         theta=theta,
         target=theta + 0.01 * torch.randn(theta.shape, generator=chance).to(dtype),
         images=torch.randn(batch, *shape, generator=chance).to(dtype),
@@ -84,207 +82,128 @@ def problem(
     )
 
 
-def plain_net(width: int, side: int) -> nn.Module:
-    """Return ConvNet-3 of stock modules, its parameters in the order of potstill's."""
-    layers: list[nn.Module] = []
-    for channels in (3, width, width):
-        layers += [nn.Conv2d(channels, width, 3, padding=1), nn.GroupNorm(width, width)]
-        layers += [nn.ReLU(), nn.AvgPool2d(2)]
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(width * (side // 8) ** 2, CLASSES))
-
-
-def plain_step(p: Problem) -> tuple[Tensor, Tensor]:
+def plain_step(p: Problem) -> Gradients:
     """Return the gradients in images and step size, by autograd through the graph of all steps."""
-    named = dict(p.plain.named_parameters())
     images, lr = p.images.clone().requires_grad_(), p.lr.clone().requires_grad_()
-    theta = p.theta.clone().requires_grad_()
-    for batch in p.batches:
-        parts = theta.split([w.numel() for w in named.values()])
-        weights = {
-            name: part.view(w.shape) for (name, w), part in zip(named.items(), parts, strict=True)
-        }
-        x = p.augment.apply(images[batch.index], batch.extra)
-        loss = F.cross_entropy(functional_call(p.plain, weights, (x,)), p.labels[batch.index])
-        (grad,) = torch.autograd.grad(loss, theta, create_graph=True)
-        theta = theta - lr * grad
-    distance = (theta - p.target).square().sum() / (p.theta - p.target).square().sum()
-    by_images, by_lr = torch.autograd.grad(distance, (images, lr))
+    batches = (translated(batch.index, batch.extra) for batch in p.batches)
+    end = plain.unrolled(p.plain, p.theta, images, p.labels, lr, batches)
+    by_images, by_lr = torch.autograd.grad(plain.distance(end, p.theta, p.target), (images, lr))
     return by_images, by_lr
 
 
-def our_step(p: Problem, strategy: str) -> tuple[Tensor, Tensor]:
+def our_step(p: Problem, name: str) -> Gradients:
     """Return the same gradients by potstill."""
     images, lr = p.images.clone().requires_grad_(), p.lr.clone().requires_grad_()
     end = unroll(
-        lambda theta, rows, extra: ce(p.net(theta, p.augment.apply(rows[0], extra)), rows[1]),
+        training_loss(p.net, ce),
         p.theta,
         (images, p.labels),
         lr,
         p.batches,
         optimizer=SGD(),
-        strategy=strategy,  # pyrefly: ignore[bad-argument-type]
+        prepare=augmented(p.augment),
+        strategy="graph" if name == "graph" else "adjoint",
+        compiled=name == "compiled",
     )
-    distance = (end - p.target).square().sum() / (p.theta - p.target).square().sum()
-    by_images, by_lr = torch.autograd.grad(distance, (images, lr))
+    by_images, by_lr = torch.autograd.grad(plain.distance(end, p.theta, p.target), (images, lr))
     return by_images, by_lr
 
 
-def version(name: str) -> Callable[[Problem], tuple[Tensor, Tensor]]:
+def version(name: str) -> Callable[[Problem], Gradients]:
     """Return the version of that name."""
     return plain_step if name == "plain" else lambda p: our_step(p, name)
 
 
-def check_equal(*, width: int, batch: int, side: int = SIDE) -> float:
+def check_equal(
+    *, width: int, batch: int, side: int = SIDE, versions: Sequence[str] = VERSIONS
+) -> float:
     """Return the largest relative difference of float64 gradients from the plain ones.
 
     Raises:
         SystemExit: if it is above 1e-9.
     """
     p = problem(width=width, batch=batch, steps=3, dtype=torch.float64, side=side)
-    reference, worst = plain_step(p), 0.0
-    for name in VERSIONS[1:]:
-        for ours, plain in zip(version(name)(p), reference, strict=True):
-            worst = max(worst, float((ours - plain).norm() / plain.norm()))
-    if not worst < TOLERANCE:
-        raise SystemExit(f"The gradients differ from the plain ones by {worst:.1e} in float64.")
-    return worst
+    reference = plain_step(p)
+    return max(
+        judged(ours, other, other, f"gradient of {name}")
+        for name in versions
+        for ours, other in zip(version(name)(p), reference, strict=True)
+    )
 
 
-def peak_bytes(name: str, *, width: int, batch: int, steps: int) -> int:
-    """Return the peak memory of two outer steps above that of one with N = 1, in a new process."""
-    sizes = [str(size) for size in (width, batch, steps)]
-    command = [sys.executable, __file__, "--peak-of", name, *sizes]
-    out = subprocess.run(command, check=True, capture_output=True, text=True)
-    return int(out.stdout)
+def in_fresh_process(what: Row) -> None:
+    """Print the peak of two outer steps above one with N = 1, or what the first step takes."""
+    p = problem(width=what["width"], batch=what["batch"], steps=what["steps"])
+    run = version(what["version"])
+    first, second = (common.timed(lambda: run(p.first()))[0] for _ in range(2))
+    if what["task"] == "compile":
+        print(json.dumps([first, second]))
+        return
+    ctypes.CDLL(None).malloc_trim(0)  # what a compiler left must not hide what steps need
+    Path("/proc/self/clear_refs").write_text("5")
+    run(p.first())
+    base = common.peak_bytes()
+    run(p)
+    run(p)
+    print(common.peak_bytes() - base)
 
 
-def _peak_here(name: str, width: int, batch: int, steps: int) -> int:
-    run, base = version(name), 0
-    for count in (1, steps, steps):
-        run(problem(width=width, batch=batch, steps=count))
-        base = base or _high_water()
-    return _high_water() - base
-
-
-def _high_water() -> int:
-    """Return the peak resident bytes; getrusage would give those of the parent process."""
-    (line,) = (x for x in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in x)
-    return int(line.split()[1]) * 1024
-
-
-def measure(*, width: int, batch: int, steps: int, repeats: int, memory: bool) -> dict[str, object]:
+def measure(asked: argparse.Namespace, width: int, steps: int) -> Row:
     """Return one configuration's CPU seconds (all repeats, interleaved) and peak memory."""
-    p = problem(width=width, batch=batch, steps=steps)
-    seconds: dict[str, list[float]] = {name: [] for name in VERSIONS}
-    for name in VERSIONS:  # warm up
-        version(name)(problem(width=width, batch=batch, steps=1))
-    for _ in range(repeats):
-        for name in VERSIONS:
-            start = time.process_time()
-            version(name)(p)
-            seconds[name].append(time.process_time() - start)
-    peaks = {
-        name: peak_bytes(name, width=width, batch=batch, steps=steps) if memory else None
-        for name in VERSIONS
-    }
+    sizes, versions = {"width": width, "batch": asked.batch, "steps": steps}, asked.versions
+    p = problem(**sizes)
+    for name in versions:  # warm up
+        version(name)(p.first())
+    seconds, _ = common.in_turns(versions, asked.repeats, lambda name, _: version(name)(p))
     return {
         "benchmark": "unroll",
-        "width": width,
-        "batch": batch,
-        "steps": steps,
-        "n": repeats,
+        **sizes,
+        "n": asked.repeats,
         "cpu_seconds": seconds,
-        "peak_extra_bytes": peaks,
-        "original_cpu_seconds": ORIGINAL.get((width, batch, steps)),
+        "peak_extra_bytes": {
+            name: common.fresh(__file__, {**sizes, "task": "peak", "version": name}, asked)
+            for name in (() if asked.no_memory else versions)
+        },
+        "original_cpu_seconds": ORIGINAL.get((width, asked.batch, steps)),
     }
 
 
-def ratios(row: dict[str, object]) -> dict[str, tuple[float, float]]:
-    """Return mean and standard deviation of the ratios to plain, one ratio a repeat."""
-    seconds: dict[str, list[float]] = row["cpu_seconds"]  # pyrefly: ignore[bad-assignment]
-    found = {}
-    for name in VERSIONS[1:]:
-        pairs = zip(seconds[name], seconds["plain"], strict=True)
-        each = [ours / plain for ours, plain in pairs]
-        spread = statistics.stdev(each) if len(each) > 1 else math.nan
-        found[name] = (statistics.mean(each), spread)
+def show(row: Row) -> list[str]:
+    """Return a row as a few lines of text."""
+    peaks = row["peak_extra_bytes"]
+    return [
+        *rows.lines(
+            row,
+            f"width {row['width']}, b = {row['batch']}, N = {row['steps']}",
+            {name: f"peak +{peak / 2**20:.0f} MiB" for name, peak in peaks.items()},
+        ),
+        *rows.beside_original(row, "CPU s a step", row["original_cpu_seconds"]),
+    ]
+
+
+def main(arguments: list[str] | None = None) -> list[Row]:
+    """Measure every configuration asked for, print it and append it to --out."""
+    parser = common.parser(__doc__, versions=VERSIONS, repeats=5)
+    parser.add_argument("--steps", type=int, nargs="+", default=[10, 50], help="N")
+    parser.add_argument("--batch", type=int, default=10)
+    parser.add_argument("--no-memory", action="store_true", help="leave out the peak memory")
+    asked = common.parsed(parser, arguments)
+    found = []
+    with common.workplace(asked.threads):
+        if asked.in_fresh_process:
+            in_fresh_process(asked.in_fresh_process)
+            return []
+        for width in asked.widths:
+            difference = check_equal(width=width, batch=asked.batch, versions=asked.versions)
+            print(f"width {width}: float64 gradients equal the plain ones to {difference:.1e}")
+            what = {"width": width, "batch": asked.batch, "steps": 1, "task": "compile"}
+            compiling = common.compile_seconds(__file__, what, asked)
+            for steps in asked.steps:
+                row = measure(asked, width, steps)
+                row |= {"float64_difference": difference, "compile_cpu_seconds": compiling}
+                found.append(rows.keep(row, show(row), asked.out))
     return found
 
 
-def show(row: dict[str, object]) -> str:
-    """Return a row as a few lines of text."""
-    seconds: dict[str, list[float]] = row["cpu_seconds"]  # pyrefly: ignore[bad-assignment]
-    peaks: dict[str, int | None] = row["peak_extra_bytes"]  # pyrefly: ignore[bad-assignment]
-    lines = [f"width {row['width']}, b = {row['batch']}, N = {row['steps']}, n = {row['n']}:"]
-    for name in VERSIONS:
-        mean, peak = statistics.mean(seconds[name]), peaks[name]
-        line = f"  {name:8s} {mean:7.3f} CPU s"
-        if peak is not None:
-            line += f", peak +{peak / 2**20:.0f} MiB"
-        if name != "plain":
-            ratio, spread = ratios(row)[name]
-            line += f", {ratio:.3f} +- {spread:.3f} of plain ({1 / ratio:.2f}x its speed)"
-        lines.append(line)
-    if original := row["original_cpu_seconds"]:
-        low, high = original  # pyrefly: ignore[not-iterable]
-        lines.append(f"  the published code, on another machine: {low}-{high} CPU s")
-    return "\n".join(lines)
-
-
-def machine() -> dict[str, object]:
-    """Return what the numbers were taken on."""
-    here = Path(__file__).parent
-    git = ["git", "-C", str(here), "describe", "--always", "--dirty"]
-    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
-    model = [
-        line.split(":", 1)[1].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
-    return {
-        "commit": commit,
-        "torch": torch.__version__,
-        "machine": f"{platform.machine()} {model[0] if model else ''}".strip(),
-        "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
-        "threads": torch.get_num_threads(),
-    }
-
-
-def main(arguments: list[str] | None = None) -> list[dict[str, object]]:
-    """Measure every configuration asked for, print it and append it to --out."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--steps", type=int, nargs="+", default=[10, 50], help="N")
-    parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--batch", type=int, default=10)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--no-memory", action="store_true", help="leave out the peak memory")
-    parser.add_argument("--out", type=Path, help="JSONL file that gets one line a configuration")
-    parser.add_argument("--peak-of", nargs=4, help=argparse.SUPPRESS)
-    asked = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    if asked.peak_of:
-        name, *sizes = asked.peak_of
-        print(_peak_here(name, *(int(size) for size in sizes)))
-        return []
-    difference = check_equal(width=asked.width, batch=asked.batch)
-    print(f"float64 gradients equal the plain ones to {difference:.1e}")
-    rows = []
-    for steps in asked.steps:
-        row = measure(
-            width=asked.width,
-            batch=asked.batch,
-            steps=steps,
-            repeats=asked.repeats,
-            memory=not asked.no_memory,
-        )
-        rows.append({**row, "float64_difference": difference, **machine()})
-        print(show(row))
-        if asked.out:
-            with asked.out.open("a") as file:
-                file.write(json.dumps(rows[-1]) + "\n")
-    return rows
-
-
 if __name__ == "__main__":
-    main()
+    common.command(main)

@@ -447,3 +447,26 @@ def test_deployed_refuses_what_is_no_picture():
     for wrong in (pictures * 255, distilled.images, (pictures * 255).int()):
         with pytest.raises(InputError, match=r"in \[0, 1\]"):
             model(wrong)
+
+
+def test_prefix_is_a_set_of_its_own(tmp_path):
+    whole = make(origin=dataclasses.replace(ORIGIN, accuracy='{"mean": 0.5}', rows=tuple(range(6))))
+    first = whole.prefix(1)
+    assert (len(first), first.ipc, first.blocks) == (2, (2, 0, 0), whole.blocks[:1])
+    assert torch.equal(first.images, whole.images[:2])
+    assert first.origin == dataclasses.replace(whole.origin, accuracy="{}", rows=(0, 1))
+    assert torch.equal(softened(whole).prefix(1).targets.values, softened(whole).targets.values[:2])
+    assert_same(whole.prefix(2), dataclasses.replace(whole, origin=whole.prefix(2).origin))
+    first.save(tmp_path / "set")
+    assert (tmp_path / "set" / "set.safetensors").stat().st_size < 2 * first.images.nbytes
+    assert_same(load(tmp_path / "set"), first)
+
+
+def test_wrong_prefixes_are_refused():
+    for k in (0, 3):
+        with pytest.raises(InputError, match=f"2 blocks; a prefix takes the first 1 to 2, not {k}"):
+            make().prefix(k)
+    apart = (Block(name="a", start=0, stop=2), Block(name="b", start=4, stop=6))
+    for blocks in ((), apart):
+        with pytest.raises(InputError, match="has no blocks that follow one another"):
+            make(blocks=blocks).prefix(1)

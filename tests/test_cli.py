@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import shutil
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,15 @@ from PIL import Image
 
 import potstill
 import potstill.cli as cli
+from potstill.augment import text_of
+from potstill.cli.doctor import EXTRAS
 from potstill.core.errors import InputError, WorkError
 from potstill.experts import ExpertPlan
-from potstill.job import verdict
 from potstill.methods.mtt import MTT
 from potstill.nets import NetSpec, describe
 from potstill.recipes import RECIPES
 from potstill.run import Where, read_run, resume
+from potstill.verdict import verdict
 
 SMALL = ["--scale", "smoke", "--threads", "1", "--net.name", "convnet1", "--net.width", "4"]
 DIGITS = ["--method", "mtt", "--data", "digits", "--ipc", "1", *SMALL]
@@ -38,6 +41,7 @@ COUNTS = MTT(
 def home(tmp_path, monkeypatch):
     monkeypatch.setenv("POTSTILL_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("POTSTILL_DEBUG", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.chdir(tmp_path)
 
 
@@ -97,11 +101,14 @@ def test_help_of_distill_explains_every_flag(capsys):
     assert cli.run(["distill", "--help"]) == 0
     text = capsys.readouterr().out
     said = " ".join(text.replace("│", " ").split())
-    for flag in ("--engine STR", "--workers INT", "--store {None}|PATH", "--device STR"):
+    for flag in (
+        *("--engine STR", "--workers INT", "--store {None}|PATH", "--device {auto,cpu,cuda}"),
+        *("--precision {auto,float32,bfloat16}", "--compile {auto,on,off}", "--memory FLOAT|STR"),
+    ):
         assert flag in said
     assert "--evaluate, --no-evaluate Score the set" in said
     assert "--ipc INT Distilled images per class. (required)" in said
-    assert "--method.augment none|OPERATIONS Augmentation of the distilled" in said
+    assert "--method.augment none|dsa|rat|OPERATIONS Augmentation of the distilled" in said
     assert "work." not in said
     assert "--recipe" not in said
     body = said.split("net options")[0]
@@ -144,6 +151,25 @@ def test_listings(capsys):
     assert "46.2 ± 0.8 %" in capsys.readouterr().out
 
 
+def test_doctor_fits_on_one_screen(capsys, tmp_path):
+    (tmp_path / "cache" / "experts").mkdir(parents=True)
+    (tmp_path / "cache" / "experts" / "file").write_bytes(bytes(3 * 2**20))
+    assert cli.run(["doctor"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 24
+    said = {line[:14].strip(): line[14:].strip() for line in lines}
+    assert said["potstill"] == potstill.__version__
+    assert said["torch"] == torch.__version__
+    assert said["GPU"] == "none: there is no GPU that torch can use"
+    assert said["cache"] == f"{tmp_path / 'cache'}, 3.00 MiB"
+    assert {"cores", "fast bfloat16", "torch.compile", "free there"} <= said.keys()
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    extras = {k: v for k, v in project["optional-dependencies"].items() if k != "dev"}
+    wanted = {line.split(">")[0]: extra for extra, lines in extras.items() for line in lines}
+    assert wanted == EXTRAS
+    assert wanted.keys() <= said.keys()
+
+
 # ---- mistakes ---------------------------------------------------------------------------------
 
 MISTAKES = {
@@ -172,7 +198,21 @@ MISTAKES = {
     "distill --method mtt --data digits --ipc 1 --workers 0": ("workers", "not 0"),
     "distill --method mtt --data digits --ipc 1 --workers 2": ("processes",),
     "distill --method mtt --data digits --ipc 1 --engine process": ("'processes'",),
-    "distill --method mtt --data digits --ipc 1 --device cuda": ("'cuda'", "cpu"),
+    "distill --method mtt --data digits --ipc 1 --device cuda": ("'cuda'", "no GPU"),
+    "distill --method mtt --data digits --ipc 1 --device tpu": ("tpu", "'cuda'"),
+    "distill --method mtt --data digits --ipc 1 --precision float16": ("float16", "'bfloat16'"),
+    "distill --method mtt --data digits --ipc 1 --compile yes": ("yes", "'auto', 'on', 'off'"),
+    "distill --method mtt --data digits --ipc 1 --compile on --strategy graph": (
+        "'graph'",
+        "'adjoint'",
+    ),
+    "distill --method mtt --data digits --ipc 1 --memory 8GX": ("8GiB, 512MiB", "'8GX'"),
+    "distill --method mtt --data digits --ipc 1 --memory 0MiB": ("above 0", "'0MiB'"),
+    "plan --method mtt --data digits --ipc 1 --device cuda": ("'cuda'", "no GPU"),
+    "resume . --device cpu": ("--device",),
+    "evaluate nothing --device tpu": ("tpu", "'cuda'"),
+    "evaluate nothing --threads 0": ("threads", "not 0"),
+    "doctor all": ("'all'",),
     "distill --method mtt --data digits --ipc 1 --net.name convnett3": ("'convnet3'",),
     "distill --method mtt --data digits --ipc 1 --net.name convnet8": ("convnet8",),
     "distill --method mtt --data digits --ipc 1 --net convnet8": ("convnet8",),
@@ -349,8 +389,19 @@ def test_a_verdict_needs_the_recipes_settings_and_images(finished):
     other = dataclasses.replace(exact, ipc=60)
     assert "not comparable (ipc: 50 -> 60;" in verdict(recipe, other, out)
     small = dataclasses.replace(recipe, shape=(1, 8, 8))
-    seeded = dataclasses.replace(exact, seed=3, threads=1)
-    assert ": met. Always different" in verdict(small, seeded, out)
+    how = {"threads": 1, "device": "cpu", "compile": "on", "memory": 1.0, "precision": "float32"}
+    own = dataclasses.replace(exact, seed=3, **how)
+    assert ": met. Always different" in verdict(small, own, out)
+    assert "bfloat16" not in verdict(small, own, out)
+    low = dataclasses.replace(exact, precision="bfloat16")
+    assert 'not comparable (precision: "auto" -> "bfloat16")' in verdict(small, low, out)
+    config = out / "config.json"
+    text = config.read_text()
+    config.write_text(text.replace('"float32"', '"bfloat16"'))
+    assert config.read_text() != text
+    assert verdict(small, own, out).endswith(
+        "Experts were trained in bfloat16 (autocast), published ones in float32."
+    )
 
 
 def test_resume_command_of_a_finished_run_scores_it(finished, tmp_path, capsys, monkeypatch):
@@ -397,12 +448,11 @@ def test_a_run_outlives_what_its_experts_need(refused, tmp_path, capsys, monkeyp
 
 
 def test_augmentation_flag(tmp_path, capsys):
-    for text, strategy in (("none", None), ("flip", "flip")):
-        out = tmp_path / text
+    for text in ("none", "flip", "rat:M"):
+        out = tmp_path / text[:4]
         flags = ["--method.augment", text, "--no-evaluate", "--out", str(out)]
         assert cli.run(["distill", *DIGITS, *flags]) == 0
-        augment = read_run(out).method.augment
-        assert (augment and augment.strategy) == strategy
+        assert text_of(read_run(out).method.augment) == text
         assert read_run(out).method.experts.augment.strategy.startswith("color")
 
 

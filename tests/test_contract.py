@@ -17,8 +17,12 @@ from potstill.functional import accuracy
 from potstill.methods import METHODS
 from potstill.methods.chosen import Use
 from potstill.methods.coreset import Herding, KCenter, KMedoids, Random
+from potstill.methods.inner import Inner
 from potstill.methods.mtt import MTT
+from potstill.methods.ratbptt import RaTBPTT
+from potstill.methods.real import RealImages
 from potstill.methods.scored import EL2N, Forgetting
+from potstill.methods.windows import Window
 from potstill.nets import NetSpec
 from potstill.run import Run, preflight
 
@@ -37,6 +41,17 @@ SMALL = {
         evaluation_epochs=20,
         experts=EXPERTS,
     ),
+    "ratbptt": RaTBPTT(
+        iterations=6,
+        window=Window(length=2, total=5),
+        tasks=2,
+        inner=Inner(lr=0.01),
+        real=RealImages(batch=100),
+        labels="simplex",
+        image_init="real",
+        lr_lr=0.01,
+        evaluation_steps=60,
+    ),
     "random": Random(use=USE),
     "herding": Herding(training=ONE, use=USE),
     "k-center": KCenter(training=ONE, use=USE),
@@ -51,6 +66,13 @@ WRONG = {
         *({name: -1} for name in ("iterations", "batch_syn", "lr_lr", "momentum")),
         *({name: float("nan")} for name in ("lr_img", "lr_lr", "lr_init", "momentum")),
         {"momentum": 1.0},
+        {"image_init": "fancy"},
+    ],
+    "ratbptt": [
+        *({name: 0} for name in ("iterations", "tasks", "evaluation_steps", "lr_img", "lr_label")),
+        *({name: float("nan")} for name in ("lr_img", "lr_label", "lr_lr")),
+        {"lr_lr": -1},
+        {"labels": "fancy"},
         {"image_init": "fancy"},
     ],
     **{name: [{"keep": "middle"}] for name in ("forgetting", "el2n")},

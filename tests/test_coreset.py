@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from potstill.core.compute import Compute
 from potstill.core.errors import InputError
 from potstill.coresets import (
     Features,
@@ -272,7 +273,7 @@ def test_features_of_an_expert_are_those_of_its_last_epoch(tmp_path, monkeypatch
     data = from_arrays(split.pixels, split.labels)
     space, plan = measure_stats(data.train), ExpertPlan(count=1, epochs=2, batch=16)
     spec = NetSpec(name="convnet1", width=4, norm="batch")
-    (task,) = expert_tasks(plan, data, space, spec, seed=0, threads=1).specs
+    (task,) = expert_tasks(plan, data, space, spec, seed=0, compute=Compute(threads=1)).specs
     train_expert(task, {}, tmp_path)
     found = expert_features(task, tmp_path)
     assert found.name == "the last hidden layer of convnet1"

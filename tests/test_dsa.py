@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from potstill.augment import DSA, POLICIES, DSAParams
+from potstill.augment import DSA, POLICIES, Params
 from potstill.augment.dsa import COLUMNS
 from potstill.core.errors import InputError
 from potstill.core.spec import from_json, to_json
@@ -25,16 +25,16 @@ def images(n: int, shape: tuple[int, int, int]) -> torch.Tensor:
     return torch.randn(n, *shape, dtype=torch.float64, generator=rng(7))
 
 
-def params(op: str, n: int, shape: tuple[int, int, int], seed: int = 1) -> DSAParams:
+def params(op: str, n: int, shape: tuple[int, int, int], seed: int = 1) -> Params:
     return DSA(strategy=op).sample(n, shape, rng(seed))
 
 
-def inject(op: str, **columns: list[float]) -> DSAParams:
+def inject(op: str, **columns: list[float]) -> Params:
     n = len(next(iter(columns.values())))
     values = torch.zeros(n, len(COLUMNS), dtype=torch.float64)
     for name, numbers in columns.items():
         values[:, COLUMNS.index(name)] = torch.tensor(numbers, dtype=torch.float64)
-    return DSAParams(ops=(op,), values=values)
+    return Params(ops=(op,), values=values)
 
 
 def bilinear(image: np.ndarray, theta: np.ndarray) -> np.ndarray:
@@ -85,7 +85,7 @@ def slow(op: str, image: np.ndarray, p: dict[str, float]) -> np.ndarray:
     return bilinear(image, np.array([[math.cos(a), -math.sin(a)], [math.sin(a), math.cos(a)]]))
 
 
-def reference(x: torch.Tensor, p: DSAParams) -> torch.Tensor:
+def reference(x: torch.Tensor, p: Params) -> torch.Tensor:
     done = x.numpy()
     for op in p.ops:
         rows = [dict(zip(COLUMNS, row, strict=True)) for row in p.values.tolist()]

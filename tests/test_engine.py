@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from potstill.core.compute import Compute
 from potstill.core.errors import InputError, WorkError
 from potstill.core.spec import record
 from potstill.core.store import Store
@@ -24,7 +25,7 @@ from potstill.engine import Tasks, run_tasks
 @dataclass(frozen=True, kw_only=True)
 class SquareSpec:
     number: int
-    threads: int = 1
+    compute: Compute = Compute(threads=1)
 
 
 @record

@@ -16,6 +16,7 @@ from scipy import stats
 
 from potstill.artefact import DistilledSet, Hard, Provenance, Soft
 from potstill.augment import DSA
+from potstill.core.compute import Compute, Wish
 from potstill.core.errors import InputError
 from potstill.core.spec import from_json, to_json
 from potstill.core.store import Store
@@ -199,7 +200,7 @@ def test_regimes_side_by_side(tmp_path):
     assert all(row.nbytes["targets"] == 6 * CLASSES * 4 for row in soft)
     assert soft[0].mean > 0.5
     # the labels are what the teacher says: train on them plainly and compare
-    teacher = teacher_of(s, 1)
+    teacher = teacher_of(s, data, Wish(threads=1))
     expert = Trajectory(store.verify("experts", teacher))
     assert expert.facts["source"] == s.origin.data  # what `potstill experts list` shows
     net = FlatNet(build(NET, channels=1, size=(8, 8), classes=3, seed=0, key=("expert", 0)))
@@ -392,3 +393,32 @@ def test_score_edges_and_percentages_refused(gap, score):
     for bad in (63.7, -0.1, math.nan):
         with pytest.raises(InputError, match=r"syn_any=.*fractions"):
             label_robust(real_hard=0.8, syn_hard=0.5, syn_any=bad, rdm_any=0.3)
+
+
+def test_how_to_compute_is_chosen_a_network_from_all_its_work(tmp_path, monkeypatch):
+    asked, bfloat16 = [], Compute(threads=1, precision="bfloat16")
+
+    def chosen(wish, **work):
+        asked.append((wish, work))
+        return bfloat16 if len(asked) == 2 else Compute(threads=1)
+
+    monkeypatch.setattr("potstill.evaluation.computing.choose", chosen)
+    data, store, wish = toy_data(), Store(tmp_path), Wish(threads=1, compile="on")
+    whole = replace(RECIPE, segments=(Segment(epochs=2),), batch=64)
+    nets = ("convnet1", "mlp")
+    result = evaluate(toy_set(data), nets=nets, seeds=3, whole=whole, store=store, wish=wish)
+    trained = 3 * 6 * 6 * (1 + 2 * 4) + 3 * 2 * len(
+        data.train
+    )  # seeds, epochs, images, steps sizes
+    predicted = 3 * (1 + 2 * 4 + 1) * (len(data.val) + len(data.test)) // 3
+    steps = 3 * 6 * (1 + 2 * 4) + 3 * 2 * 2
+    assert [given for given, _ in asked] == [wish, wish]
+    assert all(work["images"] == trained + predicted for _, work in asked)
+    assert all(work["steps"] == steps and work["compiles"] for _, work in asked)
+    assert asked[0][1]["flops"] == 2 * 8 * 8 * 4 * 9 + 2 * 4 * 4 * 4 * 3
+    by_net = {row.net.split()[0]: row.compute for row in result.rows}
+    assert by_net == {
+        "convnet1": "1 thread, eager float32",
+        "mlp": "1 thread, eager bfloat16",
+    }
+    assert all(json.loads(line)["compute"] in by_net.values() for line in result.lines())

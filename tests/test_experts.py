@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from potstill.augment import DSA
 from potstill.core import keys
+from potstill.core.compute import Compute
 from potstill.core.errors import InputError, WorkError
 from potstill.core.store import Store
 from potstill.data import measure_stats, open_data
@@ -24,6 +25,7 @@ from potstill.experts import (
 from potstill.nets import NetSpec, build
 
 NET = NetSpec(name="convnet2", width=6)
+ONE = Compute(threads=1)
 PLAN = ExpertPlan(count=2, epochs=2, lr=0.05, batch=100, augment=DSA())
 
 
@@ -38,9 +40,9 @@ def data():
     return open_data("digits", limit=30)
 
 
-def tasks(data, plan=PLAN, *, net=NET, seed=0, threads=1, space=None):
+def tasks(data, plan=PLAN, *, net=NET, seed=0, compute=ONE, space=None):
     return expert_tasks(
-        plan, data, space or measure_stats(data.train), net, seed=seed, threads=threads
+        plan, data, space or measure_stats(data.train), net, seed=seed, compute=compute
     )
 
 
@@ -105,7 +107,7 @@ def test_facts_and_threads(data, tmp_path):
     torch.set_num_threads(2)
     state = torch.random.get_rng_state()
     try:
-        expert, _ = trained(data, tmp_path, threads=1)
+        expert, _ = trained(data, tmp_path, compute=ONE)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
@@ -128,7 +130,8 @@ def test_what_an_expert_depends_on_names_its_folder(data, tmp_path):
         tasks(data, net=replace(NET, width=7)),
         tasks(data, net=replace(NET, norm="none")),
         tasks(data, seed=1),
-        tasks(data, threads=2),
+        tasks(data, compute=Compute(threads=2)),
+        tasks(data, compute=replace(ONE, precision="bfloat16")),
         *(tasks(data, replace(PLAN, **change)) for change in ({"epochs": 3}, {"augment": None})),
         *(tasks(data, replace(PLAN, **change)) for change in ({"lr": 0.1}, {"batch": 50})),
     ]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from potstill.core.compute import Compute
 from potstill.core.errors import InputError
 from potstill.core.spec import from_json, to_json
 from potstill.core.store import Store
@@ -280,7 +281,7 @@ def test_a_pool_serves_only_what_it_was_imported_for(data, net, tmp_path):
     plan = ExpertPlan(count=2, imported=made.pool)
 
     def tasks(plan=plan, data=data, space=space, net=NET, store=store):
-        return expert_tasks(plan, data, space, net, seed=0, threads=1, store=store)
+        return expert_tasks(plan, data, space, net, seed=0, compute=Compute(threads=1), store=store)
 
     assert [spec.index for spec in tasks().specs] == [0, 1]
     assert from_json(to_json(tasks().specs[1])) == tasks().specs[1]

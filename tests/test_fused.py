@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
-from potstill.functional import SGD, Batch, unroll
+from potstill.functional import SGD, Batch, training_loss, unroll
 from potstill.functional.losses import ce
 from potstill.nets import FlatNet, NetSpec, bilinear, build, fused, instance
 
@@ -278,7 +278,7 @@ def test_an_unroll_of_a_convnet_equals_one_of_stock_layers(strategy, used, monke
         x, lr = images(4, 3, 32, 32).requires_grad_(), torch.tensor(0.05).double().requires_grad_()
         batches = [Batch(torch.tensor(rows)) for rows in ([0, 1], [2, 3, 0], [1])]
         end = unroll(
-            lambda theta, rows, _: ce(flat(theta, rows[0]), rows[1]),
+            training_loss(flat, ce),
             flat.theta0.double(),
             (x, torch.arange(4)),
             lr,

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from potstill.artefact import load
 from potstill.augment import DSA
+from potstill.core.compute import Compute
 from potstill.core.errors import InputError, WorkError
 from potstill.core.keys import generator
 from potstill.core.store import Store, default_cache
@@ -58,6 +59,11 @@ class Near:
         return Draw(theta=theta, target=target, expert=0, epoch=0)
 
 
+def plan(strategy, *, compiled=False):
+    one = Compute(threads=1)
+    return Plan(strategy=strategy, window=replace(one, compiled=compiled), tasks=one)
+
+
 def context(*, ipc=1, strategy="graph", synth=None, nets=None, dtype=torch.float32, broken=()):
     data = open_data("digits")
     module = build(NET, channels=1, size=data.size, classes=10, seed=0, key=("student",))
@@ -69,7 +75,7 @@ def context(*, ipc=1, strategy="graph", synth=None, nets=None, dtype=torch.float
         net_spec=NET,
         ipc=ipc,
         seed=0,
-        plan=Plan(strategy=strategy, threads=1),
+        plan=plan(strategy),
         synth=synth or (SynthBlock(ipc=ipc),),
         nets=nets or Near(net.numel, dtype, broken=frozenset(broken)),
     )
@@ -168,6 +174,21 @@ def test_outer_steps_equal_a_plain_transcription(strategy, dtype, limit, batch, 
             assert ours.dtype == dtype
             assert float((ours - plain).norm() / plain.norm()) < limit
         assert float(velocity.norm()) > 1e-4
+
+
+@pytest.mark.slow
+def test_compiled_outer_steps_equal_those_of_the_graph():
+    method = replace(METHOD, lr_img=1.0)
+    ctx = context(dtype=torch.float64)
+    fast = replace(ctx, plan=plan("adjoint", compiled=True))
+    state = other = cast(method.init(ctx), torch.float64)
+    for it in range(3):
+        state, numbers = method.step(ctx, state, it)
+        other, found = method.step(fast, other, it)
+        assert found["loss"] == pytest.approx(numbers["loss"], rel=1e-10)
+    for name in ("images", "velocity"):
+        torch.testing.assert_close(other[name][0], state[name][0], rtol=1e-8, atol=1e-12)
+    torch.testing.assert_close(other["beta"], state["beta"], rtol=1e-10, atol=0)
 
 
 @pytest.mark.parametrize(("count", "size"), [(10, 4), (10, None), (9, 3), (4, 9)])
@@ -321,7 +342,7 @@ GOLDEN = [0.6686553, 0.8024274, 0.5442542, 0.6607978, 0.5717291]
 @pytest.mark.parametrize("strategy", ["graph", "adjoint"])
 def test_golden_losses_and_the_loss_falls(strategy):
     ctx = real_context()
-    ctx = replace(ctx, plan=Plan(strategy=strategy, threads=1))
+    ctx = replace(ctx, plan=plan(strategy))
     state, losses = METHOD.init(ctx), []
     before = torch.random.get_rng_state()
     for it in range(30):

@@ -360,7 +360,7 @@ def test_fused_attention_can_be_differentiated_twice(timm):
 
     def trained(images: torch.Tensor) -> torch.Tensor:
         theta = unroll(
-            lambda theta, rows, _: nn.functional.cross_entropy(net(theta, rows[0]), rows[1]),
+            lambda theta, rows: nn.functional.cross_entropy(net(theta, rows[0]), rows[1]),
             net.theta0.requires_grad_(),
             (images, torch.arange(2)),
             torch.tensor(0.1, dtype=torch.float64),

@@ -49,6 +49,14 @@ COUNTS = {
     "method.max_start_epoch",
     "method.batch_syn",
     "method.evaluation_epochs",
+    "method.window.length",
+    "method.window.total",
+    "method.window.least",
+    "method.tasks",
+    "method.inner.classes",
+    "method.real.batch",
+    "method.real.rescore_nets",
+    "method.evaluation_steps",
     "method.experts.count",
     "method.experts.epochs",
     "net.width",
@@ -58,8 +66,9 @@ COUNTS = {
 
 
 @pytest.fixture(autouse=True)
-def _alone(tmp_path, monkeypatch):
-    monkeypatch.setenv("POTSTILL_CACHE", str(tmp_path / "cache"))
+def _alone(tmp_path_factory, monkeypatch):
+    """All tests share a cache: stand-ins and their whitening, which takes long, are the same."""
+    monkeypatch.setenv("POTSTILL_CACHE", str(tmp_path_factory.getbasetemp() / "recipes"))
     torch.set_num_threads(1)
 
 

@@ -22,12 +22,11 @@ from potstill.core.files import locked, write_json
 from potstill.core.log import Metrics, Quiet
 from potstill.core.spec import canonical
 from potstill.core.state import load_tree
-from potstill.data import open_data
 from potstill.evaluation import evaluate
 from potstill.experts import ExpertPlan
 from potstill.methods.mtt import MTT
 from potstill.nets import NetSpec
-from potstill.run import Interrupted, Run, Where, distil, preflight, recorded_plan, resume
+from potstill.run import Interrupted, Run, Where, distil, recorded_plan, resume
 
 RUNNER = "potstill.run.runner"
 
@@ -265,10 +264,10 @@ def test_the_folder_belongs_to_one_process_and_one_configuration(tmp_path, whole
 def test_a_race_for_one_folder_has_one_winner(tmp_path, monkeypatch):
     out, real = tmp_path / "run", runner.preflight
 
-    def overtaken(run, data, plan=None, *, store=None):
+    def overtaken(run, data, plan=None, **more):
         monkeypatch.setattr(runner, "preflight", real)
         distil(tiny(seed=1), out)
-        return real(run, data, plan, store=store)
+        return real(run, data, plan, **more)
 
     monkeypatch.setattr(runner, "preflight", overtaken)
     with pytest.raises(InputError, match="seed: 1 -> 0"):
@@ -402,27 +401,27 @@ def test_the_seed_decides(tmp_path, whole):
     assert made(tmp_path / "other") != made(whole[0])
 
 
-def test_the_plan_follows_the_budget():
-    run, data = tiny(), open_data("digits", limit=20)
-    need = preflight(run, data)[1].graph_bytes / 2**30
-    for memory, strategy in ((need * 0.999, "adjoint"), (need * 1.001, "graph")):
-        ctx, _ = preflight(replace(run, memory=memory), data)
-        assert ctx.plan.strategy == strategy
-    ctx, _ = preflight(replace(run, memory=need / 2, strategy="graph"), data)
-    assert ctx.plan.strategy == "graph"
-
-
 def test_a_resumed_run_keeps_its_plan(tmp_path, whole, monkeypatch):
     run, out = tiny(threads=None), tmp_path / "run"
     half_way(out, monkeypatch, run)
     plan, threads = recorded_plan(out), torch.get_num_threads()
-    assert plan.threads == threads
+    assert (plan.window.threads, plan.tasks.threads) == (threads, threads)
     torch.set_num_threads(threads + 1)
     try:
         resume(out)
     finally:
         torch.set_num_threads(threads)
     assert recorded_plan(out) == plan
+
+
+@pytest.mark.slow
+def test_a_compiled_run_resumes_compiled_with_the_same_bytes(tmp_path, monkeypatch):
+    run = tiny(compile="on", precision="bfloat16")
+    distil(run, tmp_path / "whole")
+    half_way(tmp_path / "run", monkeypatch, run)
+    resume(tmp_path / "run")
+    same(tmp_path / "run", tmp_path / "whole")
+    assert recorded_plan(tmp_path / "run").window.compiled
 
 
 def test_selection_keeps_the_best_candidate(tmp_path, monkeypatch):

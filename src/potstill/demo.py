@@ -45,6 +45,7 @@ def demo_run() -> Run:
         ipc=1,
         net=NetSpec(name="convnet2", width=32),
         select_every=100,
+        device="cpu",
         threads=1,
     )
 

@@ -1,18 +1,17 @@
-"""The main job from Python: distil, score, compare with what was published."""
+"""The main job from Python: distil and score."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from potstill.artefact import DistilledSet, load, remember
+from potstill.core.compute import Wish
 from potstill.core.errors import InputError
 from potstill.core.files import write_text
 from potstill.core.log import Quiet, Reporter
-from potstill.core.spec import differences, to_json
 from potstill.coresets import Features, expert_features
 from potstill.data import DataSet, open_data
 from potstill.engine import Tasks
@@ -22,13 +21,8 @@ from potstill.evaluation.regimes import own_regime
 from potstill.experts import ExpertSpec, ImportedExpert
 from potstill.methods import METHODS, Plan
 from potstill.nets import NetSpec, describe
-from potstill.recipes import Recipe, scaled
+from potstill.recipes import scaled
 from potstill.run import Run, Where, distil, preflight, read_run, recorded_data, recorded_plan
-
-ALWAYS = (
-    "Always different here: a validation part is kept from training and selection reads it, never "
-    "the test part; beta stays positive."
-)
 
 
 def distill(
@@ -42,6 +36,7 @@ def distill(
     replacement: bool = False,
     seed: int = 0,
     scale: str = "full",
+    wish: Wish | None = None,
     where: Where | None = None,
     report: Reporter | None = None,
 ) -> DistilledSet:
@@ -57,6 +52,7 @@ def distill(
         replacement: let classes with fewer images than ipc give images twice.
         seed: seed of everything random.
         scale: counts of the method: "full", "cpu" or "smoke".
+        wish: device, threads, precision, compilation; left to preflight by default.
         where: engine, workers, store.
         report: where progress goes; nowhere by default.
 
@@ -68,6 +64,7 @@ def distill(
     source = data if isinstance(data, str) else f"cached:{data.ref.identity}"
     validation = 0.1 if isinstance(data, str) else data.ref.validation
     limit = None if isinstance(data, str) else data.ref.limit
+    wish = wish or Wish()
     run = Run(
         method=spec,
         data=source,
@@ -78,6 +75,10 @@ def distill(
         seed=seed,
         validation=validation,
         limit=limit,
+        device=wish.device,
+        threads=wish.threads,
+        precision=wish.precision,
+        compile=wish.compile,
     )
     return distil(scaled(run, scale), Path(out), where=where, report=report)
 
@@ -90,15 +91,19 @@ def score(
     seeds: int | None = None,
     protocol: str = "strict",
     regimes: Sequence[str] = (),
+    prefix: int | None = None,
     baselines: bool = True,
     whole: bool = False,
+    wish: Wish | None = None,
     where: Where | None = None,
     report: Reporter | None = None,
 ) -> Result:
     """Evaluate a set or run; beside a run, keep the rows (eval.jsonl) and remember the number.
 
     k-means looks at the features of the run's first expert where it has any, else at pixels; the
-    same expert, at its last epoch, is the teacher of the regime `soft`.
+    same expert, at its last epoch, is the teacher of the regime `soft`. What `wish` leaves open is
+    as the run was asked for; threads are those of its experts. `prefix` scores the first so many
+    blocks.
 
     Raises:
         InputError: for a folder that is neither, or data that are not those of the set.
@@ -109,11 +114,14 @@ def score(
     s = load(path)
     run = read_run(path) if (path / "config.json").is_file() else None
     real = _real(s, run, path, data)
-    features = plan = teacher = None
+    features = teacher = None
+    wish = wish or Wish()
     if run is not None and real is not None:
         eval_rows(path)  # refuses damaged ones before anything is trained
-        plan = recorded_plan(path)
-        teacher, features = _first_expert(run, real, plan, where)
+        wish = wish.filled(run.wish)
+        if (plan := _plan(path)) is not None:
+            wish = wish.filled(Wish(threads=plan.tasks.threads))
+            teacher, features = _first_expert(run, real, plan, where)
     with report.phase("evaluating", 1) as advance:
         result = evaluate(
             path / "distilled" if run is not None else path,
@@ -122,6 +130,7 @@ def score(
             protocol=protocol,
             seeds=seeds,
             regimes=regimes,
+            prefix=prefix,
             baselines=baselines,
             whole=whole_recipe() if whole else None,
             features=features,
@@ -129,23 +138,32 @@ def score(
             store=where.open_store(),
             engine=where.engine,
             workers=where.workers,
-            threads=1 if plan is None else plan.threads,
+            wish=wish.among(where.workers),
             on_done=lambda done, total: advance(done, total=total),
         )
     if run is not None:
         _keep(path, result)
-        row = result.row("distilled", describe(s.net), own_regime(s))
+        row = None if prefix else result.row("distilled", describe(s.net), own_regime(s))
         if row is not None and row.protocol == "strict" and row.n >= STRICT.seeds:
             kept = {"mean": row.mean, "std": row.std, "n": row.n, "net": row.net}
             remember(path / "distilled", {**kept, "protocol": row.protocol})
     return result
 
 
+def _plan(path: Path) -> Plan | None:
+    """Return the plan of a run; None for one of an earlier version."""
+    try:
+        return recorded_plan(path)
+    except InputError:
+        return None
+
+
 def _keep(path: Path, result: Result) -> None:
     """Add rows to eval.jsonl; a row takes the place of one of the same kind, no other is lost."""
 
     def kind(line: dict[str, Any]) -> tuple[Any, ...]:
-        return tuple(line.get(key) for key in ("protocol", "net", "regime", "name", "n"))
+        keys = ("protocol", "net", "regime", "name", "n", "prefix")
+        return tuple(line.get(key) for key in keys)
 
     new = [json.loads(line) for line in result.lines()]
     old = [line for line in eval_rows(path) if kind(line) not in {kind(n) for n in new}]
@@ -165,40 +183,6 @@ def eval_rows(path: Path) -> list[dict[str, Any]]:
         return [dict(json.loads(line)) for line in file.read_text().splitlines()]
     except (ValueError, TypeError, OSError) as error:
         raise InputError(f"{file} is damaged; mend or remove it.") from error
-
-
-def verdict(recipe: Recipe, run: Run, path: Path) -> str:
-    """Compare a run with the published number: met, below, or not comparable (reasons).
-
-    A run is comparable if it has the recipe's settings and images of its shape and classes.
-    """
-    s = load(path)
-    own = {"name": "distilled", "net": describe(s.net), "regime": own_regime(s)}
-    rows = [r for r in eval_rows(path) if all(r.get(key) == own[key] for key in own)]
-    row = max((r for r in rows if r["protocol"] == "strict"), key=lambda r: r["n"])
-    got = f"{100 * row['mean']:.2f} ± {100 * (row['std'] or 0):.2f} % (n = {row['n']})"
-    spread = 0.0 if recipe.published.std is None else recipe.published.std
-    published = f"{recipe.published.accuracy} ± {spread} %"
-    reasons = [*_changes(recipe, run, s), *recipe.differs]
-    if reasons:
-        outcome = f"not comparable ({'; '.join(reasons)})"
-    elif 100 * row["mean"] >= recipe.published.accuracy - spread:
-        outcome = "met"
-    else:
-        outcome = "below (the published number is the best test accuracy over checkpoints)"
-    return f"published {published}, here {got}: {outcome}. {ALWAYS}"
-
-
-def _changes(recipe: Recipe, run: Run, s: DistilledSet) -> list[str]:
-    """Return in what a run departs from its recipe."""
-    if run.scale != "full":
-        return [f"scale {run.scale}: smaller counts"]
-    own = {name: getattr(run, name) for name in ("seed", "memory", "strategy", "threads")}
-    wanted = dataclasses.replace(recipe.make(run.data), **own)
-    found = differences(to_json(wanted), to_json(run))
-    if (shape := s.shape) != recipe.shape or len(s.classes) != recipe.classes:
-        found.append(f"{len(s.classes)} classes of images {shape} are not {recipe.data}")
-    return found
 
 
 def _real(s: DistilledSet, run: Run | None, path: Path, data: str | None) -> DataSet | None:

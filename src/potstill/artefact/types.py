@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -167,6 +167,29 @@ class DistilledSet:
         """Return the training images (normalised) and their targets, one row each."""
         images, targets = self.decode(self.images), self.targets.values
         return images, targets.repeat_interleave(len(images) // len(self), dim=0)
+
+    def prefix(self, blocks: int) -> DistilledSet:
+        """Return the set of the first so many blocks, to be used like any other.
+
+        Raises:
+            InputError: if it has no blocks, fewer, or blocks that do not follow one another.
+        """
+        starts = [0, *(block.stop for block in self.blocks[:-1])]
+        if not self.blocks or [block.start for block in self.blocks] != starts:
+            raise InputError("The set has no blocks that follow one another, so it has no prefix.")
+        if not 1 <= blocks <= len(self.blocks):
+            raise InputError(
+                f"The set has {len(self.blocks)} block{'s'[: len(self.blocks) != 1]}; a prefix "
+                f"takes the first 1 to {len(self.blocks)}, not {blocks}."
+            )
+        stop = self.blocks[blocks - 1].stop
+        return replace(
+            self,
+            images=self.images[:stop].clone(),
+            targets=type(self.targets)(self.targets.values[:stop].clone()),
+            blocks=self.blocks[:blocks],
+            origin=replace(self.origin, accuracy="{}", rows=self.origin.rows[:stop]),
+        )
 
     def loader(self, *, batch_size: int = 256, shuffle: bool = True, seed: int = 0) -> Loader:
         """Return batches (images, targets) for a training loop of one's own.

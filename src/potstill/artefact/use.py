@@ -13,8 +13,7 @@ from potstill.core.keys import generator
 from potstill.data.space import Space
 from potstill.functional.schedule import TrainSpec
 from potstill.functional.train import fit
-from potstill.nets.flat import FlatNet
-from potstill.nets.spec import NetSpec, build
+from potstill.nets.spec import NetSpec, flat
 
 
 class Loader:
@@ -106,9 +105,9 @@ def trained(
 ) -> Deployed:
     """Build a network and fit it to normalised images by the recipe; return it for pictures."""
     channels, height, width = images.shape[1:]
-    fresh = build(
+    fresh = flat(
         net, channels=channels, size=(height, width), classes=classes, seed=seed, key=("train",)
     )
-    flat = FlatNet(fresh.to(images.device))
-    theta = fit(flat, flat.theta0, images, targets, recipe, seed=seed, key=("train",))
-    return Deployed(flat.load(theta), space, images.shape[1:]).eval()
+    theta = fresh.theta0.to(images.device)
+    theta = fit(fresh, theta, images, targets, recipe, seed=seed, key=("train",))
+    return Deployed(fresh.load(theta), space, images.shape[1:]).eval()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -27,20 +28,23 @@ COLUMNS = (
     *("scale_y", "scale_x"),  # below 1 zooms in
     "angle",  # degrees
 )
-"""What the columns of `DSAParams.values` mean."""
+"""What the columns of `Params.values` mean here."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class DSAParams:
+class Params:
     """The parameters of one call: the operations, in order, and a row of numbers per image."""
 
     ops: tuple[str, ...]
     values: Tensor
-    """float64 [n, len(COLUMNS)]."""
+    """float64 [n, columns]; the policy says what the columns mean."""
 
-    def to(self, device: torch.device | str) -> DSAParams:
+    def to(self, device: torch.device | str) -> Params:
         """Return the same parameters on a device."""
-        return replace(self, values=self.values.to(device))
+        values = self.values
+        if values.device.type != torch.device(device).type:
+            values = values.to(device, non_blocking=values.device.type == "cpu")
+        return replace(self, values=values)
 
 
 @record
@@ -95,7 +99,7 @@ class DSA:
         """Return the operations of the strategy, in order."""
         return tuple(self.strategy.split("_"))
 
-    def sample(self, n: int, shape: tuple[int, int, int], generator: torch.Generator) -> DSAParams:
+    def sample(self, n: int, shape: tuple[int, int, int], generator: torch.Generator) -> Params:
         """Draw the parameters for n images of shape (C, H, W) on the CPU.
 
         The numbers drawn do not depend on the strategy, and image 0 gets the same for every n.
@@ -109,25 +113,14 @@ class DSA:
             dtype=torch.float64,
             device="cpu",
         )
-        draw = dict(zip(COLUMNS, u.unbind(1), strict=True))
-        values = {
-            "brightness": (draw["brightness"] - 0.5) * self.brightness,
-            "saturation": draw["saturation"] * self.saturation,
-            "contrast": draw["contrast"] + self.contrast,
-            "flip": (draw["flip"] < self.flip_prob).double(),
-            "angle": (2 * draw["angle"] - 1) * self.rotate,
-        }
-        low, high = 1 / self.scale_ratio, self.scale_ratio
-        for axis, side in (("y", shape[1]), ("x", shape[2])):
-            pad, box = _pixels(side, self.crop_pad), _pixels(side, self.cutout)
-            offsets = side + 1 - box % 2
-            values[f"crop_{axis}"] = (draw[f"crop_{axis}"] * (2 * pad + 1)).floor() - pad
-            values[f"cutout_{axis}"] = (draw[f"cutout_{axis}"] * offsets).floor()
-            values[f"scale_{axis}"] = low + draw[f"scale_{axis}"] * (high - low)
-        packed = torch.stack([values[name] for name in COLUMNS], dim=1)
-        return DSAParams(ops=ops, values=packed.expand(n, -1))
+        minus, times, plus = _drawn(self, shape[1:])
+        values = (u - minus) * times
+        values[:, _WHOLE] = values[:, _WHOLE].floor()
+        values += plus
+        values[:, _FLIP] = u[:, _FLIP] < self.flip_prob
+        return Params(ops=ops, values=values.expand(n, -1))
 
-    def apply(self, x: Tensor, params: DSAParams) -> Tensor:
+    def apply(self, x: Tensor, params: Params) -> Tensor:
         """Return the augmented images, contiguous, of the shape [n, C, H, W] and type of x.
 
         Differentiable with respect to x: twice for all operations but scale and rotate.
@@ -136,6 +129,29 @@ class DSA:
         for name in params.ops:
             x = _OPERATIONS[name](self, x, values)
         return x.contiguous()
+
+
+_WHOLE, _FLIP = slice(COLUMNS.index("crop_y"), COLUMNS.index("flip")), COLUMNS.index("flip")
+
+
+@lru_cache(maxsize=64)
+def _drawn(policy: DSA, size: tuple[int, int]) -> tuple[Tensor, ...]:
+    """Return how numbers u in [0, 1) become columns: (u - minus) * times + plus, float64."""
+    low, high = 1 / policy.scale_ratio, policy.scale_ratio
+    rules: dict[str, tuple[float, float, float]] = {
+        "brightness": (0.5, policy.brightness, 0),
+        "saturation": (0, policy.saturation, 0),
+        "contrast": (0, 1, policy.contrast),
+        "flip": (0, 1, 0),
+        "angle": (0.5, 2 * policy.rotate, 0),
+    }
+    for axis, side in zip("yx", size, strict=True):
+        pad, box = _pixels(side, policy.crop_pad), _pixels(side, policy.cutout)
+        rules[f"crop_{axis}"] = (0, 2 * pad + 1, -pad)
+        rules[f"cutout_{axis}"] = (0, side + 1 - box % 2, 0)
+        rules[f"scale_{axis}"] = (0, high - low, low)
+    rows = torch.tensor([rules[name] for name in COLUMNS], dtype=torch.float64, device="cpu")
+    return rows.unbind(1)
 
 
 _Values = Mapping[str, Tensor]
@@ -191,17 +207,20 @@ def _cutout(policy: DSA, x: Tensor, v: _Values) -> Tensor:
     return x.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0)
 
 
-def _flip(_: DSA, x: Tensor, v: _Values) -> Tensor:
+def mirrored(x: Tensor, flip: Tensor) -> Tensor:
+    """Return images [n, C, H, W], mirrored left to right where flip [n] is not 0."""
     columns = torch.arange(x.shape[3], device=x.device)
-    index = torch.where(v["flip"].bool()[:, None], columns.flip(0), columns)
+    index = torch.where(flip.bool()[:, None], columns.flip(0), columns)
     return x.gather(3, index[:, None, None, :].expand(x.shape))
 
 
-def _sampled(x: Tensor, *theta: Tensor) -> Tensor:
+def _sampled(x: Tensor, *theta: Tensor, align_corners: bool = True) -> Tensor:
     """Sample x at theta (x', y') for the four entries of theta, each [n], in row order."""
     matrix = F.pad(torch.stack(theta, dim=1).view(-1, 2, 2), (0, 1)).to(x.dtype)
-    grid = F.affine_grid(matrix, list(x.shape), align_corners=True)
-    return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
+    grid = F.affine_grid(matrix, list(x.shape), align_corners=align_corners)
+    return F.grid_sample(
+        x, grid, mode="bilinear", padding_mode="zeros", align_corners=align_corners
+    )
 
 
 def _scale(_: DSA, x: Tensor, v: _Values) -> Tensor:
@@ -209,16 +228,17 @@ def _scale(_: DSA, x: Tensor, v: _Values) -> Tensor:
     return _sampled(x, v["scale_x"], zero, zero, v["scale_y"])
 
 
-def _rotate(_: DSA, x: Tensor, v: _Values) -> Tensor:
-    angle = v["angle"].deg2rad()
-    return _sampled(x, angle.cos(), -angle.sin(), angle.sin(), angle.cos())
+def rotated(x: Tensor, degrees: Tensor, *, align_corners: bool = True) -> Tensor:
+    """Return images [n, C, H, W], each rotated by its angle [n]; zero comes in from outside."""
+    a = degrees.deg2rad()
+    return _sampled(x, a.cos(), -a.sin(), a.sin(), a.cos(), align_corners=align_corners)
 
 
 _OPERATIONS: dict[str, Callable[[DSA, Tensor, _Values], Tensor]] = {
     "color": _color,
     "crop": _crop,
     "cutout": _cutout,
-    "flip": _flip,
+    "flip": lambda _, x, v: mirrored(x, v["flip"]),
     "scale": _scale,
-    "rotate": _rotate,
+    "rotate": lambda _, x, v: rotated(x, v["angle"]),
 }

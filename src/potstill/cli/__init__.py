@@ -8,12 +8,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from potstill.cli.doctor import doctor
 from potstill.cli.experts import experts
-from potstill.cli.flags import EvaluateFlags, ResumeFlags, Score, one, parse, run_from
+from potstill.cli.flags import one, parse, run_from
+from potstill.cli.imports import import_command
 from potstill.cli.listings import LISTINGS
+from potstill.cli.options import EvaluateFlags, ResumeFlags, Score
 from potstill.core.errors import InputError, WorkError, unknown
 
 if TYPE_CHECKING:
+    from potstill.core.compute import Wish
     from potstill.evaluation import Result
     from potstill.run import Run, Where
 
@@ -112,7 +116,7 @@ def _finish(out: Path, where: Where, report: Any, *, evaluate: bool) -> int:
     return 0
 
 
-def _score(path: Path, score: Score, where: Where) -> Result:
+def _score(path: Path, score: Score, where: Where, wish: Wish | None = None) -> Result:
     """Evaluate a set or run, print the table, keep the rows beside a run."""
     from potstill.job import score as score_set
     from potstill.report import rich_matrix, rich_table
@@ -125,7 +129,9 @@ def _score(path: Path, score: Score, where: Where) -> Result:
         seeds=score.seeds,
         protocol=score.protocol,
         regimes=score.regimes,
+        prefix=score.prefix,
         baselines=score.baselines,
+        wish=wish,
         where=where,
         report=report,
     )
@@ -163,15 +169,15 @@ def _evaluate(arguments: list[str]) -> int:
     from potstill.run import stoppable
 
     with stoppable("the same command; what is finished is kept"):
-        _score(Path(path), flags, flags.where())
+        _score(Path(path), flags, flags.where(), flags.wish())
     return 0
 
 
 def _reproduce(arguments: list[str]) -> int:
     """Carry out a recipe and compare with its published number: potstill reproduce RECIPE."""
     name, rest = one(arguments, "reproduce", "recipe")
-    from potstill.job import verdict
     from potstill.recipes import RECIPES
+    from potstill.verdict import verdict
 
     run_spec, found = run_from([name, *rest] if name else rest, "reproduce")
     out = found.out or _folder(run_spec)
@@ -185,7 +191,8 @@ def _plan(arguments: list[str]) -> int:
     from potstill.run import open_run_data, plan_lines
 
     run_spec, found = run_from(arguments, "plan")
-    for line in plan_lines(run_spec, open_run_data(run_spec), found.where().open_store()):
+    where, data = found.where(), open_run_data(run_spec)
+    for line in plan_lines(run_spec, data, where.open_store(), workers=where.workers):
         print(line)
     return 0
 
@@ -207,5 +214,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "evaluate": _evaluate,
     "reproduce": _reproduce,
     "experts": experts,
+    "import": import_command,
     **LISTINGS,
+    "doctor": doctor,
 }

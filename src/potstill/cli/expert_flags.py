@@ -46,11 +46,11 @@ class RemoveFlags(StoreFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImportFlags(StoreFlags):
-    """Flags of `experts import`."""
+class ImageFlags:
+    """Which real images."""
 
     data: str
-    """The images that the experts were trained on (see `potstill datasets`)."""
+    """The real images behind what is imported (see `potstill datasets`)."""
     resize: int | None = None
     """Resize the images to this many pixels a side (see --fit)."""
     fit: Literal["crop", "squash"] = "crop"
@@ -62,15 +62,8 @@ class ImportFlags(StoreFlags):
     validation: float = 0.1
     """Part of the training images kept for validation (as for --limit)."""
     normaliser: str
-    """What the experts were trained with, as --normaliser of `distill`; cifar10@mtt for example."""
-    lr: float | None = None
-    """The step size that the experts were trained with; noted for people."""
-
-    def open(self) -> Store:
-        """Return the store, which need not exist yet."""
-        from potstill.run import Where
-
-        return Where(store=self.store).open_store()
+    """What they were normalised with there, as --normaliser of `distill`; cifar10@mtt for example.
+    """
 
     def images(self) -> DataSet:
         """Return the images."""
@@ -84,6 +77,20 @@ class ImportFlags(StoreFlags):
             validation=self.validation,
             limit=self.limit,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportFlags(ImageFlags, StoreFlags):
+    """Flags of `experts import`."""
+
+    lr: float | None = None
+    """The step size that the experts were trained with; noted for people."""
+
+    def open(self) -> Store:
+        """Return the store, which need not exist yet."""
+        from potstill.run import Where
+
+        return Where(store=self.store).open_store()
 
 
 def several(

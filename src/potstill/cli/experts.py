@@ -31,13 +31,12 @@ def _train(arguments: list[str]) -> int:
     from potstill.engine import Tasks, run_tasks
     from potstill.experts import KIND, Trajectory
     from potstill.report.pools import accuracy_text
-    from potstill.run import open_run_data, preflight, resolved, stoppable
-    from potstill.run.config import plan_line
+    from potstill.run import open_run_data, plan_line, preflight, resolved, stoppable
 
     run, found = run_from(_completed(arguments), "experts train")
     where, report, data = found.where(), Console(), open_run_data(run)
     store, run = where.open_store(), resolved(run, data)
-    ctx, cost = preflight(run, data, store=store)
+    ctx, cost = preflight(run, data, store=store, workers=where.workers)
     tasks = run.method.phases(ctx, {})
     if not isinstance(tasks, Tasks) or tasks.kind != KIND:
         raise InputError(f"The method {type(run.method).__name__} trains no experts.")

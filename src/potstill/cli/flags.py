@@ -1,4 +1,4 @@
-"""Flags of the commands; tyro stays in here."""
+"""From the arguments of the commands to flags and runs; tyro stays in here."""
 
 from __future__ import annotations
 
@@ -7,82 +7,15 @@ import dataclasses
 import io
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from potstill.cli.options import DistilFlags, RunFlags, Work
 from potstill.core.errors import InputError, unknown
 
 if TYPE_CHECKING:
-    from potstill.run import Run, Where
+    from potstill.run import Run
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Work:
-    """Who does the work and where it is kept; changes nothing in the result."""
-
-    engine: str = "inline"
-    """inline, or processes for several experts and evaluations side by side."""
-    workers: int = 1
-    """Worker processes."""
-    store: Path | None = None
-    """Folder of finished experts and evaluations; in the user's cache by default."""
-    device: str = "cpu"
-    """cpu (this version computes on the CPU only)."""
-
-    def where(self) -> Where:
-        """Return what the runner wants to know."""
-        from potstill.run import Where
-
-        if self.device not in ("cpu", "auto"):
-            raise InputError(f"device {self.device!r} is not supported yet; allowed: cpu, auto.")
-        return Where(engine=self.engine, workers=self.workers, store=self.store)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ResumeFlags(Work):
-    """Flags of `resume`."""
-
-    evaluate: bool = True
-    """Score the set when it is made, as `potstill evaluate` does."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunFlags(Work):
-    """Flags of commands that make a run."""
-
-    out: Path | None = None
-    """Folder of the run; runs/NAME-SCALE-seedN by default."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DistilFlags(RunFlags, ResumeFlags):
-    """Flags of `distill`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Score:
-    """How a distilled set is scored."""
-
-    data: str | None = None
-    """The real images; by default those the set was made of, from the cache."""
-    nets: tuple[str, ...] = ()
-    """Networks to train, or pools of them: mtt, dc, dc-bench, idc; by default the set's own."""
-    seeds: int | None = None
-    """Networks a row; the protocol's number (5) by default."""
-    protocol: str = "strict"
-    """Rules of the evaluation (see `potstill protocols`)."""
-    regimes: tuple[Literal["hard", "soft"], ...] = ()
-    """Labels of all images, side by side: hard, soft (a teacher's); by default the set's own."""
-    baselines: bool = True
-    """Also train on random and k-means-medoid real images, as many a class."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateFlags(Score, Work):
-    """Score a distilled set beside matched real images."""
 
 
 def parse(cls: type[T], arguments: list[str], *, name: str, text: str) -> T:
@@ -114,23 +47,23 @@ def parse(cls: type[T], arguments: list[str], *, name: str, text: str) -> T:
 
 
 def _flag_types() -> Any:
-    """Return how tyro reads types that are no plain values: an augmentation is `none` or a name."""
+    """Return how tyro reads types that are no plain values: an augmentation is a text."""
     from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-    from potstill.augment import DSA
+    from potstill.augment import Policy, policy_of, text_of
 
     registry = ConstructorRegistry()
 
     @registry.primitive_rule
     def augmentation(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-        if info.type != DSA | None:
+        if info.type != Policy | None:
             return None
         return PrimitiveConstructorSpec(
             nargs=1,
-            metavar="none|OPERATIONS",
-            instance_from_str=lambda texts: None if texts[0] == "none" else DSA(strategy=texts[0]),
-            is_instance=lambda thing: thing is None or isinstance(thing, DSA),
-            str_from_instance=lambda thing: ["none" if thing is None else thing.strategy],
+            metavar="none|dsa|rat|OPERATIONS",
+            instance_from_str=lambda texts: policy_of(texts[0]),
+            is_instance=lambda thing: thing is None or isinstance(thing, Policy),
+            str_from_instance=lambda thing: [text_of(thing)],
         )
 
     return registry

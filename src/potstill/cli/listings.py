@@ -29,12 +29,12 @@ def _recipes(arguments: list[str]) -> int:
     for name in RECIPES.names():
         recipe = RECIPES.get(name)
         spread = "" if recipe.published.std is None else f" ± {recipe.published.std}"
+        inferred = ["settings inferred"] * (recipe.settings == "inferred")
         number = f"published {recipe.published.accuracy}{spread} % ({recipe.published.source})"
         rows.append(
             (
                 name,
-                f"{recipe.data}; {number}{'; ' if recipe.differs else ''}"
-                f"{'; '.join(recipe.differs)}",
+                "; ".join((recipe.data, number, *inferred, *recipe.differs)),
             )
         )
     return _listing(rows)

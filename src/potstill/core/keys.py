@@ -30,14 +30,21 @@ def generator(seed: int, *key: Part) -> torch.Generator:
 
 
 @contextmanager
-def forked(seed: int, *key: Part) -> Iterator[None]:
+def forked(seed: int, *key: Part, device: torch.device | None = None) -> Iterator[None]:
     """Seed torch's global CPU generator by the key inside the block and put it back after.
 
-    For code that can only use the global generator: constructors of networks, dropout.
+    That of a CUDA `device` too. For code that can only use the global generator: constructors of
+    networks, dropout.
     """
-    state = torch.random.get_rng_state()
+    used = [torch.random.default_generator]
+    if device is not None and device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        used.append(torch.cuda.default_generators[index])
+    states = [each.get_state() for each in used]
     try:
-        torch.random.default_generator.manual_seed(integer(seed, *key))
+        for each in used:
+            each.manual_seed(integer(seed, *key))
         yield
     finally:
-        torch.random.set_rng_state(state)
+        for each, state in zip(used, states, strict=True):
+            each.set_state(state)

@@ -14,7 +14,7 @@ from potstill.core.errors import InputError
 from potstill.core.keys import generator
 from potstill.data import Space, Split, open_space, reopen
 from potstill.experts import ExpertSpec, ImportedExpert, Trajectory
-from potstill.nets import FlatNet, build
+from potstill.nets import FlatNet, flat
 
 _SETTLE, _BATCH = 2048, 256  # images from which running statistics are measured, and a batch
 
@@ -76,8 +76,8 @@ def expert_module(spec: ExpertSpec | ImportedExpert, folder: Path) -> nn.Module:
     Running statistics (batch norm), which a trajectory does not hold, are measured anew.
     """
     data, trajectory = reopen(spec.data), Trajectory(folder)
-    module = build(spec.net, channels=data.channels, size=data.size, classes=data.n_classes, seed=0)
-    module = FlatNet(module).load(trajectory.row(trajectory.shape[0] - 1))
+    net = flat(spec.net, channels=data.channels, size=data.size, classes=data.n_classes, seed=0)
+    module = net.load(trajectory.row(trajectory.shape[0] - 1))
     settle(module, data.train, open_space(spec.space))
     return module.eval()
 

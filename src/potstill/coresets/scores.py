@@ -12,15 +12,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from potstill.core.compute import Compute
 from potstill.core.errors import InputError, WorkError
 from potstill.core.files import write_json
 from potstill.core.spec import record
 from potstill.coresets.rules import error_norms, forgotten
-from potstill.data import DataSet, Space, open_space, prepared, reopen
+from potstill.data import DataSet, Space, moved, open_space, prepared, reopen
 from potstill.engine import Tasks
 from potstill.experts import ExpertPlan, ExpertSpec, expert_tasks
 from potstill.functional import fit, predict
-from potstill.nets import FlatNet, NetSpec, build
+from potstill.nets import NetSpec, flat
 
 Score = Literal["forgetting", "el2n"]
 _FILE = "scores.safetensors"
@@ -35,13 +36,13 @@ class ScoreSpec:
     score: Score
     network: ExpertSpec
     """The network and its training, as an expert's."""
-    revision: int = 1
+    revision: int = 2
     """Raised when the code changes what the scores become, so that old ones are not reused."""
 
     @property
-    def threads(self) -> int:
-        """Return the torch threads of the task."""
-        return self.network.threads
+    def compute(self) -> Compute:
+        """Return how the task is computed."""
+        return self.network.compute
 
 
 def score_tasks(
@@ -52,10 +53,10 @@ def score_tasks(
     net: NetSpec,
     *,
     seed: int,
-    threads: int,
+    compute: Compute,
 ) -> Tasks:
     """Return one task a network; network k of a seed is the same however many there are."""
-    networks = expert_tasks(plan, data, space, net, seed=seed, threads=threads).specs
+    networks = expert_tasks(plan, data, space, net, seed=seed, compute=compute).specs
     specs = tuple(ScoreSpec(score=score, network=network) for network in networks)
     return Tasks(kind="scores", fn=score_images, specs=specs, label="scores")
 
@@ -74,7 +75,7 @@ def score_images(spec: ScoreSpec, context: dict[str, str], folder: Path) -> None
     """
     network = spec.network
     data = reopen(network.data)
-    module = build(
+    net = flat(
         network.net,
         channels=data.channels,
         size=data.size,
@@ -82,12 +83,16 @@ def score_images(spec: ScoreSpec, context: dict[str, str], folder: Path) -> None
         seed=network.seed,
         key=("scores", network.index),
     )
-    net, labels = FlatNet(module), data.train.labels
+    compute, device = spec.compute, torch.device(spec.compute.device)
     pixels, prepare = prepared(open_space(network.space), data.train.pixels)
+    pixels, labels = moved(pixels, device), data.train.labels.to(device)
 
     def judged(theta: Tensor, judge: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        def logits(x: Tensor) -> Tensor:
+            return predict(net, theta, x, prepare=prepare, compute=compute)
+
         parts = zip(pixels.split(_PART), labels.split(_PART), strict=True)
-        return torch.cat([judge(predict(net, theta, x, prepare=prepare), y) for x, y in parts])
+        return torch.cat([judge(logits(x), y) for x, y in parts]).cpu()
 
     correct: list[Tensor] = []
 
@@ -97,7 +102,7 @@ def score_images(spec: ScoreSpec, context: dict[str, str], folder: Path) -> None
     clock, cpu = time.perf_counter(), time.process_time()
     theta = fit(
         net,
-        net.theta0,
+        net.theta0.to(device),
         pixels,
         labels,
         network.train,
@@ -105,6 +110,7 @@ def score_images(spec: ScoreSpec, context: dict[str, str], folder: Path) -> None
         key=("scores", network.index),
         prepare=prepare,
         on_epoch=look if spec.score == "forgetting" else None,
+        compute=compute,
     )
     if not bool(theta.isfinite().all()):
         raise WorkError(

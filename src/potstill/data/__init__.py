@@ -13,7 +13,7 @@ from potstill.core.errors import InputError
 from potstill.data import cache
 from potstill.data.arrays import array_parts
 from potstill.data.normalise import STATISTICS, MeanStd, measure_stats, named_stats
-from potstill.data.rows import Pixels, Rows, resident_budget
+from potstill.data.rows import Pixels, Rows, moved, resident_budget
 from potstill.data.sources import SOURCES
 from potstill.data.space import Space, SpaceSpec, keep_space, make_space, open_space, prepared
 from potstill.data.splits import check_fraction, checked, completed, cut_validation, limited
@@ -44,6 +44,7 @@ __all__ = [
     "keep_space",
     "make_space",
     "measure_stats",
+    "moved",
     "named_stats",
     "open_data",
     "open_space",

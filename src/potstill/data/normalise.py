@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -76,10 +77,9 @@ class MeanStd:
 
     def parts(self, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
         """Return the tensors that `apply` takes: `mean` and `std` [C, 1, 1]."""
-        numbers = {"mean": self.mean, "std": self.std}
         return {
-            name: torch.tensor(values, dtype=dtype, device=device)[:, None, None]
-            for name, values in numbers.items()
+            "mean": _column(self.mean, dtype, device),
+            "std": _column(self.std, dtype, device),
         }
 
     def check(self, shape: tuple[int, ...]) -> None:
@@ -111,6 +111,13 @@ class MeanStd:
         """Return the numbers in one short line."""
         mean, std = (" ".join(f"{v:.4g}" for v in values) for values in (self.mean, self.std))
         return f"mean {mean}, std {std}"
+
+
+@lru_cache(maxsize=64)
+def _column(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return numbers as [C, 1, 1], copied to a device once."""
+    with torch.inference_mode(False):  # else it could serve no gradient later
+        return torch.tensor(values, dtype=dtype, device=device)[:, None, None]
 
 
 def named_stats(name: str) -> MeanStd:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -11,13 +10,12 @@ import torch
 from torch import Tensor
 
 from potstill.core.errors import InputError
+from potstill.core.usage import bytes_in
 
 if TYPE_CHECKING:
     import numpy as np
 
 RESIDENT = "POTSTILL_RESIDENT"
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-_UNITS |= {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 
 class Rows:
@@ -75,6 +73,11 @@ class Rows:
 Pixels = Tensor | Rows
 
 
+def moved(pixels: Pixels, device: torch.device | str) -> Pixels:
+    """Return images on a device; memory-mapped ones stay where they are."""
+    return pixels if isinstance(pixels, Rows) else pixels.to(device)
+
+
 def resident_budget() -> int:
     """Return up to how many bytes decoded data are held in memory (POTSTILL_RESIDENT, 4GiB).
 
@@ -82,9 +85,9 @@ def resident_budget() -> int:
         InputError: if the variable holds anything but a number of bytes such as 500MB or 4GiB.
     """
     text = os.environ.get(RESIDENT, "4GiB")
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?", text.strip().lower())
-    if match is None or match[2] == "i":
+    count = bytes_in(text)
+    if count is None:
         raise InputError(
             f"{RESIDENT} is {text!r}; allowed is a number of bytes such as 4GiB, 500MB or 0."
         )
-    return int(float(match[1]) * _UNITS[match[2]])
+    return count

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from potstill.core.compute import Compute
 from potstill.core.errors import InputError, WorkError, unknown
 from potstill.core.store import Store
 from potstill.core.threads import using_threads
@@ -28,8 +29,8 @@ ENGINES = ("inline", "processes")
 class Tasks:
     """A top-level function over frozen specs; `context` (paths) is no part of a task's name.
 
-    `fn(spec, context, folder)` writes its outputs in `folder`. A spec with a field `threads` is
-    run with that many torch threads, any other with the caller's number.
+    `fn(spec, context, folder)` writes its outputs in `folder`. A spec with a `Compute` named
+    `compute` is run with its number of torch threads, any other with the caller's.
     """
 
     kind: str
@@ -77,7 +78,7 @@ def run_tasks(
             store,
             tasks.kind,
             name=f"{tasks.label} {place + 1} of {len(paths)} ({paths[place].name})",
-            threads=getattr(tasks.specs[place], "threads", None) or torch.get_num_threads(),
+            threads=_threads(tasks.specs[place]),
         )
         for place in places
     ]
@@ -96,6 +97,11 @@ def run_tasks(
     elif jobs:
         _in_processes(jobs, min(workers, len(jobs)), tick)
     return paths
+
+
+def _threads(spec: Any) -> int:
+    compute = getattr(spec, "compute", None)
+    return compute.threads if isinstance(compute, Compute) else torch.get_num_threads()
 
 
 def _do(

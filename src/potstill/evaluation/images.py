@@ -70,11 +70,12 @@ def images_of(
     rules: Protocol,
     whole: TrainSpec | None,
     features: Features | None,
+    note: str = "",
 ) -> list[Images]:
-    """Return what is trained on, in the order of the rows."""
+    """Return what is trained on, in the order of the rows; `note` says which part of a set s is."""
     recipe, seeds = rules.train_spec(s.recipe), range(rules.seeds)
     own = Distilled(digest=set_digest(s))
-    found = [Images(name="distilled", what=(own,), trains=(recipe,), nbytes=s.nbytes())]
+    found = [Images(name="distilled", what=(own,), trains=(recipe,), nbytes=s.nbytes(), note=note)]
     if rules.baselines:
         counts, points, train = counts_of(s), features or pixel_features(s.space), data.train
         steps = dict.fromkeys((recipe.lr, *rules.lr_grid))

@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from potstill.artefact import DistilledSet, load
+from potstill.core.compute import Compute, Wish
 from potstill.core.errors import InputError
 from potstill.core.files import read_json
 from potstill.core.store import Store, default_cache
 from potstill.coresets import Features
 from potstill.data import DataSet, keep_space, reopen
 from potstill.engine import Tasks, run_tasks
-from potstill.evaluation.images import BASELINES, Images, check_data, images_of
+from potstill.evaluation.computing import computed, trainings
+from potstill.evaluation.images import Images, check_data, images_of
 from potstill.evaluation.protocol import PROTOCOLS, Protocol
 from potstill.evaluation.regimes import labels_of, regimes_of, teacher_of
-from potstill.evaluation.result import Result, Row, spread
+from potstill.evaluation.result import Result
+from potstill.evaluation.rows import Group, row_of, shown
 from potstill.evaluation.tasks import Distilled, EvalSpec, Real, Taught, evaluate_one
 from potstill.experts import ExpertSpec, ImportedExpert, train_expert
 from potstill.functional import TrainSpec
-from potstill.nets import NET_POOLS, NetSpec, build, describe, filled, variant
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Group:
-    """The networks of one possible row: images at one step size under one regime of labels."""
-
-    images: Images
-    regime: str
-    specs: tuple[EvalSpec, ...]
+from potstill.nets import NET_POOLS, NetSpec, build, filled, variant
 
 
 def evaluate(
@@ -43,6 +36,7 @@ def evaluate(
     protocol: str = "strict",
     seeds: int | None = None,
     regimes: Sequence[str] = (),
+    prefix: int | None = None,
     baselines: bool = True,
     whole: TrainSpec | None = None,
     features: Features | None = None,
@@ -50,7 +44,7 @@ def evaluate(
     store: Store | None = None,
     engine: str = "inline",
     workers: int = 1,
-    threads: int = 1,
+    wish: Wish | None = None,
     on_done: Callable[[int, int], None] | None = None,
 ) -> Result:
     """Train fresh networks on a distilled set and on matched real images, and compare them.
@@ -65,6 +59,7 @@ def evaluate(
         regimes: labels of all images: "hard", "soft" or both, side by side; by default the set's
             own labels and hard ones for real images. Under "soft", images without soft labels of
             their own take those of the teacher.
+        prefix: take the first so many blocks of the set only; all by default.
         baselines: also train on random and k-means-medoid real images, as many a class, at the
             set's own step size and at that of own and grid which is best on validation.
         whole: how to train on all real training images, to show that row too.
@@ -73,50 +68,65 @@ def evaluate(
             on the real training images.
         store: where finished trainings are kept and looked up; the user's cache by default.
         engine: "inline" or "processes", with `workers` processes.
-        threads: torch threads of each training.
+        wish: device, threads, precision and compilation of each training, chosen for all trainings
+            of a network together; by default one thread, the rest as it pays. Finished trainings
+            that were computed otherwise are not reused.
         on_done: called as (finished, all) after each training.
 
     Raises:
         InputError: if the data are not those of the set, a class has too few images, or a name
             or number is wrong.
     """
+    wish = wish or Wish(threads=1)
     rules = _rules(protocol, seeds, baselines)
     path, s = (None, s) if isinstance(s, DistilledSet) else (s, load(s))
+    note = ""
+    if prefix is not None:
+        note = f"first {prefix} of {len(s.blocks)} blocks"
+        path, s = None, s.prefix(prefix)
     data = reopen(s.ref) if data is None else data
     check_data(s, data)
     regimes = regimes_of(s, regimes, rules)
     chosen = _nets(nets or (s.net,), s.net)
-    for net in chosen:  # refuses what does not fit before anything is trained
-        build(net, channels=data.channels, size=data.size, classes=data.n_classes, seed=0)
+    modules = {  # refuses what does not fit before anything is trained
+        net: build(net, channels=data.channels, size=data.size, classes=data.n_classes, seed=0)
+        for net in chosen
+    }
     keep_space(s.space)
     store = store or Store(default_cache())
-    taught = Taught(teacher=teacher or teacher_of(s, threads)) if "soft" in regimes else None
-    images = images_of(s, data, rules, whole, features)
+    taught = None
+    if "soft" in regimes:
+        taught = Taught(teacher=teacher or teacher_of(s, data, wish))
+    images = images_of(s, data, rules, whole, features, note)
+    work = trainings(s, images, data, rules, len(regimes))
+    tested = (len(data.val) + len(data.test)) * (1 + len(rules.marks))
     groups = [
         group
         for net in chosen
-        for group in _groups(s, net, images, regimes, taught, rules, threads)
+        for how in [computed(wish, modules[net], work, data, predicted=tested)]
+        for group in _groups(s, net, images, regimes, taught, rules, how)
     ]
     specs = tuple(dict.fromkeys(spec for group in groups for spec in group.specs))
     with _folder(s, path) as folder:
         if taught is not None and any(spec.labels == taught for spec in specs):
-            lesson = Tasks(
+            lessons = Tasks(
                 kind="experts",
                 fn=train_expert,
                 specs=(taught.teacher,),
                 context={"source": s.origin.data},
                 label="teacher",
             )
-            run_tasks(lesson, store, engine=engine, workers=workers)
+            run_tasks(lessons, store, engine=engine, workers=workers)
         tasks = _tasks(specs, folder, store)
         run_tasks(tasks, store, engine=engine, workers=workers, on_done=on_done)
     found = {spec: read_json(store.verify(tasks.kind, spec) / "result.json") for spec in specs}
-    rows = [_row(group, found, rules) for group in groups]
+    rows = [row_of(group, found, rules) for group in groups]
     return Result(
-        rows=tuple(_shown(rows)),
+        rows=tuple(shown(rows)),
         protocol=rules.name,
         data=s.origin.data,
         identity=s.ref.identity,
+        prefix=prefix,
         nbytes=s.nbytes(),
         seconds=sum(result["seconds"] for result in found.values()),
         cpu_seconds=sum(result["cpu_seconds"] for result in found.values()),
@@ -168,8 +178,8 @@ def _groups(
     regimes: Sequence[str],
     taught: Taught | None,
     rules: Protocol,
-    threads: int,
-) -> list[_Group]:
+    compute: Compute,
+) -> list[Group]:
     """Return all trainings of one network, those of one possible row together."""
 
     def spec(what: Distilled | Real, train: TrainSpec, regime: str, seed: int) -> EvalSpec:
@@ -182,11 +192,12 @@ def _groups(
             seed=seed,
             data=s.ref,
             space=s.space.record(),
-            threads=threads,
+            compute=compute,
+            marks=rules.marks if train.segments == rules.segments else (),
         )
 
     return [
-        _Group(
+        Group(
             images=item,
             regime=regime,
             specs=tuple(
@@ -198,49 +209,3 @@ def _groups(
         if regime != "soft" or item.name != "whole set"
         for train in item.trains
     ]
-
-
-def _row(group: _Group, found: dict[EvalSpec, dict], rules: Protocol) -> Row:
-    results, first = [found[spec] for spec in group.specs], group.specs[0]
-    accuracies = tuple(result["test"] for result in results)
-    mean, std, ci95 = spread(accuracies, ddof=rules.ddof)
-    nbytes, notes = dict(group.images.nbytes), [group.images.note]
-    if isinstance(first.labels, Taught):
-        nbytes["targets"] = results[0]["target_bytes"]
-        notes.append(f"soft labels by a {describe(first.labels.teacher.net)}")
-    return Row(
-        name=group.images.name,
-        net=describe(first.net),
-        regime="soft" if first.train.loss == "soft_ce" else "hard",
-        accuracies=accuracies,
-        validation=statistics.fmean(result["val"] for result in results),
-        mean=mean,
-        std=std,
-        ci95=ci95,
-        n=len(accuracies),
-        lr=first.train.lr,
-        protocol=rules.name,
-        nbytes=nbytes,
-        seconds=sum(result["seconds"] for result in results),
-        cpu_seconds=sum(result["cpu_seconds"] for result in results),
-        peak_bytes=max(result["peak_bytes"] for result in results),
-        note="; ".join(filter(None, notes)),
-    )
-
-
-def _shown(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows to show: of rows that differ in step only, the set's own and the best.
-
-    The own one comes first and counts as best unless another is better on the validation part.
-    """
-    shown: list[Row] = []
-    for net, regime, name in dict.fromkeys((row.net, row.regime, row.name) for row in rows):
-        same = [row for row in rows if (row.net, row.regime, row.name) == (net, regime, name)]
-        if name not in BASELINES:
-            shown += same
-            continue
-        own, best = same[0], max(same, key=lambda row: row.validation)
-        shown.append(replace(own, name=f"{name}, own step"))
-        if best is not own:
-            shown.append(replace(best, name=f"{name}, best step"))
-    return shown

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from potstill.augment import DSA
+from potstill.augment import DSA, RAT, Policy
 from potstill.core.registry import Registry
 from potstill.core.spec import record
 from potstill.functional import SGD, Adam, Segment, TrainSpec, mtt_segments
@@ -21,16 +22,21 @@ class Protocol:
     """One line for people."""
     lr: float | None = None
     """Step size."""
-    augment: DSA | Literal["none"] | None = None
+    augment: Policy | Literal["none"] | None = None
     """Augmentation of the training images, or "none" at all."""
     segments: tuple[Segment, ...] | None = None
     """Epochs, step-size factors and optimizer resets."""
+    marks: tuple[int, ...] = ()
+    """Epochs after which networks are measured too; a row is of the mark best on validation."""
     optimizer: SGD | Adam | None = None
     batch: int | None = None
+    sampler: tuple[int, int] | None = None
+    """Classes and images of each a step (an epoch is then one step), unless the recipe has its own
+    class-balanced batches."""
     hard_only: bool = False
     """Whether soft labels are refused."""
     seeds: int = 5
-    """Networks a row, seeds 0, 1, ...; the report is of the last epoch."""
+    """Networks a row, seeds 0, 1, ...; the report is of the last epoch unless there are marks."""
     ddof: int = 1
     """Std over networks: 1 = of the sample, 0 = of the population."""
     baselines: bool = True
@@ -41,13 +47,19 @@ class Protocol:
     def train_spec(self, recipe: TrainSpec) -> TrainSpec:
         """Return the recipe of a set with this protocol's parts in place."""
         augment = None if self.augment == "none" else self.augment or recipe.augment
+        batch, balanced = recipe.batch, recipe.balanced
+        if self.batch is not None:
+            batch, balanced = self.batch, None
+        elif self.sampler is not None and balanced is None:
+            batch, balanced = math.prod(self.sampler), self.sampler[1]
         return replace(
             recipe,
             lr=self.lr or recipe.lr,
             augment=augment,
             segments=self.segments or recipe.segments,
             optimizer=self.optimizer or recipe.optimizer,
-            batch=self.batch or recipe.batch,
+            batch=batch,
+            balanced=balanced,
         )
 
 
@@ -79,7 +91,7 @@ iterations; here a set is measured once."""
 
 
 def _published(
-    name: str, about: str, *, epochs: int, augment: DSA | None, seeds: int, ddof: int
+    name: str, about: str, *, epochs: int, augment: Policy | None, seeds: int, ddof: int
 ) -> Protocol:
     """Add a protocol of the DC family: SGD .01, momentum .9, decay 5e-4, batch 256, last epoch.
 
@@ -112,6 +124,24 @@ _published("dc-bench", "DC-BENCH", epochs=1000, augment=DSA(), seeds=5, ddof=1)
 _published(
     "dc-bench-plain", "DC-BENCH without augmentation", epochs=300, augment=None, seeds=5, ddof=1
 )
+
+RATBPTT = PROTOCOLS.add("ratbptt")(
+    Protocol(
+        name="ratbptt",
+        help="RaT-BPTT's: Adam .001 on class-balanced batches of at most 10 x 10 images (or the "
+        "set's own), mirrored or rotated; best of 300, 600, 1,000, 3,000 steps on validation",
+        lr=0.001,
+        augment=RAT(),
+        segments=(Segment(epochs=3000),),
+        marks=(300, 600, 1000, 3000),
+        optimizer=Adam(),
+        sampler=(10, 10),
+        seeds=10,
+    )
+)
+"""3,000 steps at one step size (Feng et al., ICLR 2024, arXiv 2311.07025, by its released code).
+Differs: the mark is chosen on the validation part, not on the test part, and a set is measured
+once, not at its best outer step."""
 
 
 def whole_recipe() -> TrainSpec:

@@ -6,10 +6,14 @@ from collections.abc import Sequence
 from typing import Literal
 
 from potstill.artefact import DistilledSet, Hard
+from potstill.core.compute import Wish
 from potstill.core.errors import InputError, unknown
+from potstill.data import DataSet
+from potstill.evaluation.computing import computed
 from potstill.evaluation.protocol import Protocol, whole_recipe
 from potstill.evaluation.tasks import Distilled, Real, Taught
 from potstill.experts import ExpertSpec
+from potstill.nets import build
 
 REGIMES = ("hard", "soft")
 Labels = Taught | Literal["own", "hard"]
@@ -38,8 +42,10 @@ def regimes_of(s: DistilledSet, wanted: Sequence[str], rules: Protocol) -> tuple
     return tuple(dict.fromkeys(wanted)) or ("own",)
 
 
-def teacher_of(s: DistilledSet, threads: int) -> ExpertSpec:
+def teacher_of(s: DistilledSet, data: DataSet, wish: Wish) -> ExpertSpec:
     """Return the teacher for sets that bring none: their own network trained on the real images."""
+    size, classes, lesson = data.size, data.n_classes, [(whole_recipe(), len(data.train))]
+    module = build(s.net, channels=data.channels, size=size, classes=classes, seed=0)
     return ExpertSpec(
         data=s.ref,
         space=s.space.record(),
@@ -47,7 +53,7 @@ def teacher_of(s: DistilledSet, threads: int) -> ExpertSpec:
         train=whole_recipe(),
         seed=0,
         index=0,
-        threads=threads,
+        compute=computed(wish, module, lesson, data, predicted=len(data.val)),
     )
 
 

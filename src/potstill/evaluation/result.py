@@ -19,7 +19,7 @@ class Row:
     regime: str
     """Labels: hard | soft."""
     accuracies: tuple[float, ...]
-    """Test accuracy of each network, last epoch."""
+    """Test accuracy of each network, after the last epoch or at the mark best on validation."""
     validation: float
     """Mean accuracy on the validation part; steps are chosen by it."""
     mean: float
@@ -38,6 +38,10 @@ class Row:
     peak_bytes: int
     """The most memory that a process held while it trained one of them."""
     note: str = ""
+    compute: str = ""
+    """How the networks were computed: device or threads, eager or compiled, precision."""
+    marks: tuple[tuple[int, float, float], ...] = ()
+    """Of a protocol with marks: epochs, mean validation and mean test accuracy at each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +62,8 @@ class Result:
     """CPU seconds of the same."""
     peak_bytes: int
     """The most memory that one process held."""
+    prefix: int | None = None
+    """The first so many blocks of the set were evaluated; None for all."""
 
     def row(self, name: str, net: str | None = None, regime: str | None = None) -> Row | None:
         """Return the first row of that name (and network, as `nets.describe` says it)."""
@@ -74,7 +80,7 @@ class Result:
 
     def lines(self) -> list[str]:
         """Return one JSON text a row, each complete in itself (eval.jsonl)."""
-        head = {"data": self.data, "identity": self.identity}
+        head = {"data": self.data, "identity": self.identity, "prefix": self.prefix}
         return [json.dumps({**asdict(row), **head}, allow_nan=False) for row in self.rows]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from potstill.artefact import DistilledSet, load
+from potstill.core.compute import Compute
 from potstill.core.errors import InputError
 from potstill.core.files import write_json
 from potstill.core.spec import record
@@ -19,11 +21,11 @@ from potstill.core.state import tensor_digest
 from potstill.core.store import Store
 from potstill.core.usage import peak_memory
 from potstill.coresets import expert_module
-from potstill.data import DataRef, Pixels, SpaceSpec, open_space, prepared, reopen
+from potstill.data import DataRef, Pixels, SpaceSpec, moved, open_space, prepared, reopen
 from potstill.experts import ExpertSpec, ImportedExpert
 from potstill.functional import TrainSpec, accuracy, fit
 from potstill.functional.train import Prepare
-from potstill.nets import FlatNet, NetSpec, build
+from potstill.nets import FlatNet, NetSpec, flat
 
 
 @record
@@ -64,9 +66,11 @@ class EvalSpec:
     seed: int
     data: DataRef
     space: SpaceSpec
-    threads: int
-    revision: int = 3
+    compute: Compute
+    revision: int = 4
     """Raised when the code changes what is measured, so that old results are not reused."""
+    marks: tuple[int, ...] = ()
+    """Epochs after which the network is measured too."""
 
 
 def set_digest(s: DistilledSet) -> str:
@@ -79,8 +83,9 @@ def evaluate_one(spec: EvalSpec, context: dict[str, str], folder: Path) -> None:
     """Train one network, last epoch, and write `result.json`.
 
     It holds `val` and `test` (accuracies, fractions), `steps`, `target_bytes`, `seconds`,
-    `cpu_seconds` and `peak_bytes` (the most memory that the process held so far). context["set"]
-    is the folder of the distilled set, context["store"] the store with the teacher.
+    `cpu_seconds` and `peak_bytes` (the most memory that the process held so far); `marks` with
+    `epochs`, `val` and `test` of each. context["set"] is the folder of the distilled set,
+    context["store"] the store with the teacher.
 
     Raises:
         InputError: if the set in context["set"] is not the one of the spec.
@@ -92,7 +97,7 @@ def evaluate_one(spec: EvalSpec, context: dict[str, str], folder: Path) -> None:
         targets = targets.argmax(1)
     elif isinstance(spec.labels, Taught):
         targets = _taught(spec, images, context)
-    module = build(
+    net = flat(
         spec.net,
         channels=data.channels,
         size=data.size,
@@ -100,42 +105,79 @@ def evaluate_one(spec: EvalSpec, context: dict[str, str], folder: Path) -> None:
         seed=spec.seed,
         key=("evaluate",),
     )
-    net, prepare = FlatNet(module), None
+    prepare, device = None, spec.compute.device
     if isinstance(spec.what, Real):
         images, prepare = prepared(space, images)
-    start, clock = time.process_time(), time.perf_counter()
-    theta = fit(
-        net,
-        net.theta0,
-        images,
-        targets,
-        spec.train,
-        seed=spec.seed,
-        key=("evaluate",),
-        prepare=prepare,
-    )
-    cpu_seconds, seconds = time.process_time() - start, time.perf_counter() - clock
 
-    def measure(part: Literal["val", "test"]) -> float:
-        pixels, prepare = _measured(spec.data, part, spec.space)
-        return accuracy(net, theta, pixels, getattr(data, part).labels, prepare=prepare)
+    def measure(theta: Tensor) -> dict[str, float]:
+        found = {}
+        for part in ("val", "test"):
+            pixels, prepare = _measured(spec.data, part, spec.space, device)
+            labels, compute = getattr(data, part).labels, spec.compute
+            found[part] = accuracy(net, theta, pixels, labels, prepare=prepare, compute=compute)
+        return found
 
+    theta, marks, (seconds, cpu_seconds) = _trained(spec, net, images, targets, prepare, measure)
     result = {
-        "val": measure("val"),
-        "test": measure("test"),
-        "steps": spec.train.epochs * -(-len(images) // spec.train.batch),
+        **measure(theta),
+        "steps": spec.train.steps(len(images)),
         "target_bytes": targets.nbytes,
         "seconds": seconds,
         "cpu_seconds": cpu_seconds,
         "peak_bytes": peak_memory(),
+        "marks": marks,
     }
     write_json(folder / "result.json", result)
 
 
+def _trained(
+    spec: EvalSpec,
+    net: FlatNet,
+    images: Pixels,
+    targets: Tensor,
+    prepare: Prepare | None,
+    measure: Callable[[Tensor], dict[str, float]],
+) -> tuple[Tensor, list[dict[str, float]], list[float]]:
+    """Return the weights, what was measured at each mark, and seconds and CPU seconds without."""
+    marks, spent = [], [0.0, 0.0]
+
+    def tick(sign: int) -> None:
+        spent[0] += sign * time.perf_counter()
+        spent[1] += sign * time.process_time()
+
+    def on_epoch(epoch: int, theta: Tensor, _: float) -> None:
+        if epoch + 1 in spec.marks:
+            tick(1)
+            marks.append({"epochs": epoch + 1, **measure(theta)})
+            tick(-1)
+
+    tick(-1)
+    device = torch.device(spec.compute.device)
+    theta = fit(
+        net,
+        net.theta0.to(device),
+        moved(images, device),
+        targets.to(device),
+        spec.train,
+        seed=spec.seed,
+        key=("evaluate",),
+        prepare=prepare,
+        on_epoch=on_epoch if spec.marks else None,
+        compute=spec.compute,
+    )
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    tick(1)
+    return theta, marks, spent
+
+
 @lru_cache(maxsize=2)
-def _measured(ref: DataRef, part: str, space: SpaceSpec) -> tuple[Pixels, Prepare | None]:
+def _measured(
+    ref: DataRef, part: str, space: SpaceSpec, device: str
+) -> tuple[Pixels, Prepare | None]:
     """Return the images of a part as `prepared`, once a process."""
-    return prepared(open_space(space), getattr(reopen(ref), part).pixels)
+    pixels, prepare = prepared(open_space(space), getattr(reopen(ref), part).pixels)
+    return moved(pixels, device), prepare
 
 
 def _training_images(spec: EvalSpec, context: dict[str, str]) -> tuple[Pixels, Tensor]:

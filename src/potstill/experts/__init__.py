@@ -2,7 +2,7 @@
 
 from potstill.experts.imports import Import, ImportedExpert, import_experts
 from potstill.experts.pools import KIND, Pool, find_pool, pool_name, pools, remove_pool
-from potstill.experts.source import Draw, NetworkSource, Trajectories, check_window
+from potstill.experts.source import Draw, Fresh, NetworkSource, Trajectories, check_window
 from potstill.experts.store import Trajectory, write_trajectory
 from potstill.experts.train import (
     ExpertPlan,
@@ -17,6 +17,7 @@ __all__ = [
     "Draw",
     "ExpertPlan",
     "ExpertSpec",
+    "Fresh",
     "Import",
     "ImportedExpert",
     "NetworkSource",

@@ -13,6 +13,7 @@ from torch import Tensor
 from potstill.core.errors import InputError
 from potstill.core.keys import generator
 from potstill.experts.store import Trajectory
+from potstill.nets import FlatNet, NetSpec, build
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +71,28 @@ class Trajectories:
         return Draw(
             theta=rows.row(epoch), target=rows.row(epoch + self.span), expert=expert, epoch=epoch
         )
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """Draw networks with their initial weights, another one each outer step."""
+
+    spec: NetSpec
+    channels: int
+    size: tuple[int, int]
+    classes: int
+
+    def draw(self, seed: int, it: int) -> Draw:
+        """Return the network of number `it`."""
+        module = build(
+            self.spec,
+            channels=self.channels,
+            size=self.size,
+            classes=self.classes,
+            seed=seed,
+            key=("fresh", it),
+        )
+        return Draw(theta=FlatNet(module).theta0, target=None, expert=0, epoch=0)
 
 
 def check_window(*, start_epochs: int, span: int, epochs: int) -> None:

@@ -13,17 +13,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from potstill.augment import DSA
+from potstill.augment import DSA, Policy
+from potstill.core.compute import Compute
 from potstill.core.errors import InputError, WorkError
 from potstill.core.spec import record
 from potstill.core.store import Store, default_cache
-from potstill.data import DataRef, DataSet, Space, SpaceSpec, open_space, prepared, reopen
+from potstill.data import DataRef, DataSet, Space, SpaceSpec, moved, open_space, prepared, reopen
 from potstill.engine import Tasks
 from potstill.experts.imports import imported_tasks
 from potstill.experts.pools import KIND, find_pool
 from potstill.experts.store import write_trajectory
 from potstill.functional import GSAM, SGD, Segment, TrainSpec, accuracy, fit
-from potstill.nets import FlatNet, NetSpec, build, filled
+from potstill.nets import NetSpec, filled, flat
 
 
 @record
@@ -43,7 +44,7 @@ class ExpertPlan:
     """Weight decay of SGD."""
     batch: int = 256
     """Images a step; the last, partial batch of an epoch is kept."""
-    augment: DSA | None = DSA()
+    augment: Policy | None = DSA()
     """Augmentation of the real images."""
     gsam: GSAM = GSAM(rho=0.0, alpha=0.0)
     """Experts in flat regions (FTD): GSAM around SGD; a rho of 0 means plain SGD."""
@@ -83,8 +84,8 @@ class ExpertSpec:
     train: TrainSpec
     seed: int
     index: int
-    threads: int
-    revision: int = 3
+    compute: Compute
+    revision: int = 4
     """Raised when the code changes what an expert becomes, so that old ones are not reused."""
 
 
@@ -95,7 +96,7 @@ def expert_tasks(
     net: NetSpec,
     *,
     seed: int,
-    threads: int,
+    compute: Compute,
     store: Store | None = None,
 ) -> Tasks:
     """Return one task an expert; expert k of a seed is the same however many there are.
@@ -115,7 +116,7 @@ def expert_tasks(
         train=plan.train,
         seed=seed,
         index=0,
-        threads=threads,
+        compute=compute,
     )
     specs = tuple(replace(first, index=k) for k in range(plan.count))
     return Tasks(
@@ -143,22 +144,21 @@ def train_expert(spec: ExpertSpec, context: dict[str, str], folder: Path) -> Non
         WorkError: if the parameters stop being finite.
     """
     data = reopen(spec.data)
-    net = FlatNet(
-        build(
-            spec.net,
-            channels=data.channels,
-            size=data.size,
-            classes=data.n_classes,
-            seed=spec.seed,
-            key=("expert", spec.index),
-        )
+    net = flat(
+        spec.net,
+        channels=data.channels,
+        size=data.size,
+        classes=data.n_classes,
+        seed=spec.seed,
+        key=("expert", spec.index),
     )
-    rows = torch.empty(spec.train.epochs + 1, net.numel)
+    compute, device = spec.compute, torch.device(spec.compute.device)
+    rows = torch.empty(spec.train.epochs + 1, net.numel, pin_memory=device.type == "cuda")
     rows[0] = net.theta0
     losses: list[float] = []
 
     def keep(epoch: int, theta: Tensor, loss: float) -> None:
-        rows[epoch + 1] = theta
+        rows[epoch + 1].copy_(theta, non_blocking=True)
         losses.append(loss)
 
     space = open_space(spec.space)
@@ -166,20 +166,23 @@ def train_expert(spec: ExpertSpec, context: dict[str, str], folder: Path) -> Non
     pixels, prepare = prepared(space, data.train.pixels)
     theta = fit(
         net,
-        net.theta0,
-        pixels,
-        data.train.labels,
+        net.theta0.to(device),
+        moved(pixels, device),
+        data.train.labels.to(device),
         spec.train,
         seed=spec.seed,
         key=("expert", spec.index),
         prepare=prepare,
         on_epoch=keep,
+        compute=compute,
     )
-    if not bool(torch.isfinite(rows).all()):
+    finite = bool(theta.isfinite().all())  # waits for a GPU, the rows that it copies included
+    if not (finite and bool(rows.isfinite().all())):
         raise WorkError(
             f"Expert {spec.index} diverged; lower its step size (now {spec.train.lr:g})."
         )
-    validation = accuracy(net, theta, data.val.pixels, data.val.labels, prepare=space.forward)
+    val, forward = data.val, space.forward
+    validation = accuracy(net, theta, val.pixels, val.labels, prepare=forward, compute=compute)
     facts = {
         "source": context.get("source"),
         "train_loss": losses,

@@ -4,8 +4,10 @@ from potstill.functional.losses import ce, soft_ce
 from potstill.functional.optim import SGD, Adam
 from potstill.functional.schedule import Segment, TrainSpec, mtt_segments
 from potstill.functional.sharpness import GSAM
+from potstill.functional.steps import augmented, training_loss
+from potstill.functional.strategy import choose_strategy, graph_bytes
 from potstill.functional.train import accuracy, fit, predict
-from potstill.functional.unroll import Batch, choose_strategy, graph_bytes, run_prefix, unroll
+from potstill.functional.unroll import Batch, run_prefix, unroll
 
 __all__ = [
     "GSAM",
@@ -15,6 +17,7 @@ __all__ = [
     "Segment",
     "TrainSpec",
     "accuracy",
+    "augmented",
     "ce",
     "choose_strategy",
     "fit",
@@ -23,5 +26,6 @@ __all__ = [
     "predict",
     "run_prefix",
     "soft_ce",
+    "training_loss",
     "unroll",
 ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +14,10 @@ from potstill.nets.flat import FlatNet
 
 PART = 32 * 32 * 32
 """Pixels a channel that go through a network at once on a CPU: 32 images of 32x32."""
+
+
+LossOf = Callable[[Tensor, Tensor], Tensor]
+Precision = Literal["float32", "bfloat16"]
 
 
 def ce(logits: Tensor, labels: Tensor) -> Tensor:
@@ -27,8 +33,29 @@ def soft_ce(logits: Tensor, probabilities: Tensor) -> Tensor:
     return -(probabilities * F.log_softmax(logits, dim=1)).sum(1).mean()
 
 
+def each(loss_of: LossOf, logits: Tensor, y: Tensor) -> Tensor:
+    """Return the loss [B] of each image, whose mean is `ce` or `soft_ce`."""
+    if loss_of is ce:
+        return F.cross_entropy(logits, y, reduction="none")
+    assert loss_of is soft_ce
+    return -(y * F.log_softmax(logits, dim=1)).sum(1)
+
+
+def casting(device: torch.device, precision: Precision) -> AbstractContextManager[None]:
+    """Return the context in which a network computes with that precision."""
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)  # pyrefly: ignore[bad-return]
+
+
 def gradient(
-    net: FlatNet, theta: Tensor, x: Tensor, y: Tensor, loss_of: Callable[[Tensor, Tensor], Tensor]
+    net: FlatNet,
+    theta: Tensor,
+    x: Tensor,
+    y: Tensor,
+    loss_of: LossOf,
+    *,
+    precision: Precision = "float32",
 ) -> tuple[Tensor, Tensor]:
     """Return loss (0-dim) and gradient [P] at theta [P], both without a graph.
 
@@ -43,7 +70,9 @@ def gradient(
     loss, grad = torch.zeros_like(theta[0]), torch.zeros_like(theta)
     with torch.enable_grad():
         for part, labels in zip(x.split(size), y.split(size), strict=True):
-            share = loss_of(net(leaf, part), labels) * (len(part) / len(x))
+            with casting(x.device, precision):
+                logits = net(leaf, part)
+            share = loss_of(logits.to(theta.dtype), labels) * (len(part) / len(x))
             loss += share.detach()
             grad += torch.autograd.grad(share, leaf)[0]
     return loss, grad

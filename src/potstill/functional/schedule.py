@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from potstill.augment.dsa import DSA
+from potstill.augment import DSA, Policy
 from potstill.core.errors import InputError, unknown
 from potstill.core.spec import record
 from potstill.functional.optim import SGD, Adam
@@ -43,11 +43,14 @@ class TrainSpec:
     """How to train a network on a set of images.
 
     lr: step size; segments: consecutive parts of the training; batch: images a step, the last
-    batch of an epoch may be smaller; loss: "ce" takes class numbers, "soft_ce" probabilities;
-    augment: applied to every batch, or None; sharpness: see `GSAM`, or None.
+    batch of an epoch may be smaller; balanced: None for epochs that see each image once, else an
+    epoch is one step, on so many images of each of batch / balanced classes that are drawn anew
+    (see `functional.sampling`); loss: "ce" takes class numbers, "soft_ce" probabilities; augment:
+    applied to every batch, or None; sharpness: see `GSAM`, or None.
 
     Raises:
-        InputError: for an lr of at most 0, a batch below 1, no segments, an unknown loss.
+        InputError: for an lr of at most 0, a batch below 1 or no multiple of `balanced`, no
+            segments, an unknown loss.
     """
 
     lr: float
@@ -55,14 +58,20 @@ class TrainSpec:
     batch: int = 256
     optimizer: SGD | Adam = field(default_factory=lambda: SGD(momentum=0.9, weight_decay=5e-4))
     loss: Literal["ce", "soft_ce"] = "ce"
-    augment: DSA | None = field(default_factory=DSA)
+    augment: Policy | None = field(default_factory=DSA)
     sharpness: GSAM | None = None
+    balanced: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.lr < math.inf:
             raise InputError(f"The step size lr must be above 0, not {self.lr}.")
         if self.batch < 1:
             raise InputError(f"The batch must hold at least 1 image, not {self.batch}.")
+        if self.balanced is not None and (self.balanced < 1 or self.batch % self.balanced):
+            raise InputError(
+                f"A batch of {self.batch} images is no whole number of classes with "
+                f"{self.balanced} images each (balanced)."
+            )
         if not self.segments:
             raise InputError("A training needs at least one segment.")
         if self.loss not in ("ce", "soft_ce"):
@@ -72,6 +81,14 @@ class TrainSpec:
     def epochs(self) -> int:
         """The number of epochs of all segments."""
         return sum(segment.epochs for segment in self.segments)
+
+    def steps(self, count: int) -> int:
+        """Return the optimizer steps of a training on `count` images."""
+        return self.epochs * (1 if self.balanced else -(-count // self.batch))
+
+    def seen(self, count: int) -> int:
+        """Return how many images, with repetition, a training on `count` images takes at most."""
+        return self.epochs * (min(self.batch, count) if self.balanced else count)
 
 
 def mtt_segments(epochs: int = 1000) -> tuple[Segment, ...]:

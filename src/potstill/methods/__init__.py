@@ -2,6 +2,7 @@
 
 from potstill.methods import coreset as _coreset  # noqa: F401 - registers its methods
 from potstill.methods import mtt as _mtt  # noqa: F401
+from potstill.methods import ratbptt as _ratbptt  # noqa: F401
 from potstill.methods import scored as _scored  # noqa: F401
 from potstill.methods.api import METHODS, Context, Loop, Method, Plan, SynthBlock
 

@@ -10,8 +10,10 @@ from typing import Any, Literal, Protocol, TypeVar
 from torch import Tensor
 
 from potstill.artefact import DistilledSet
+from potstill.core.compute import Compute
 from potstill.core.errors import InputError
 from potstill.core.registry import Registry
+from potstill.core.spec import record
 from potstill.core.store import Store
 from potstill.data import DataSet, Space
 from potstill.engine import Tasks
@@ -46,14 +48,19 @@ class SynthBlock:
             raise InputError("A frozen block (lr_scale 0) must bring its images.")
 
 
+@record
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """What decides rounding, resolved once before a run and reused by resume."""
 
     strategy: Literal["graph", "adjoint"]
     """How the unrolled gradient is computed: graph | adjoint."""
-    threads: int
-    """Threads of torch in every task and in the loop."""
+    window: Compute
+    """How the outer steps, with their differentiated student steps, are computed."""
+    tasks: Compute
+    """How experts and validation checks are trained."""
+    memory: int = 4 * 2**30
+    """Bytes that one pass of images through the network may keep."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +103,15 @@ class Cost:
     adjoint_bytes: int
     disk_bytes: int
     steps: int
+    """Outer steps."""
+    window_images: int = 0
+    """Images, with repetition, in all differentiated student steps together."""
+    window_steps: int = 0
+    """Those steps."""
+    task_images: int = 0
+    """Images, with repetition, that all experts together are trained on."""
+    task_steps: int = 0
+    """Steps of all experts together."""
     notes: tuple[str, ...] = ()
     """Advice about settings that will work badly on these data."""
 

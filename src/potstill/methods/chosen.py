@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from potstill.artefact import DistilledSet, Hard
-from potstill.augment import DSA
+from potstill.augment import DSA, Policy
 from potstill.core.errors import InputError
 from potstill.core.spec import record
 from potstill.coresets import members_of, repeated
@@ -24,6 +24,7 @@ from potstill.functional import SGD, TrainSpec, mtt_segments
 from potstill.methods.api import Context, Cost, Done, Loop, Metrics
 from potstill.methods.export import blocks_of, origin_of
 from potstill.methods.start import labels_of
+from potstill.methods.work import expert_work
 
 Pick = Callable[[int], list[int]]
 """From a number k of images, at most those of the class, to k of their places."""
@@ -38,7 +39,7 @@ class Use:
     """Step size; a tenth of it in the second half."""
     epochs: int = 1000
     """Nominal epochs (the published loop makes one more)."""
-    augment: DSA | None = DSA()
+    augment: Policy | None = DSA()
     """Augmentation of the images."""
 
     def __post_init__(self) -> None:
@@ -90,9 +91,17 @@ def check(method: Any, ctx: Context) -> None:
     )
 
 
-def cost_of(ctx: Context, disk_bytes: int) -> Cost:
-    """Return the cost of choosing: no gradient, one outer step a class."""
-    return Cost(graph_bytes=0, adjoint_bytes=0, disk_bytes=disk_bytes, steps=ctx.data.n_classes)
+def cost_of(ctx: Context, disk_bytes: int, training: ExpertPlan | None = None) -> Cost:
+    """Return the cost of choosing: no gradient, one outer step a class, networks if any."""
+    images, steps = (0, 0) if training is None else expert_work(training, len(ctx.data.train))
+    return Cost(
+        graph_bytes=0,
+        adjoint_bytes=0,
+        disk_bytes=disk_bytes,
+        steps=ctx.data.n_classes,
+        task_images=images,
+        task_steps=steps,
+    )
 
 
 def loop(ctx: Context, done: Done) -> Loop | None:

@@ -107,7 +107,7 @@ def _expert(method: _ByFeatures, ctx: Context) -> Tasks:
         ctx.space,
         variant(method.features, ctx.net_spec),
         seed=ctx.seed,
-        threads=ctx.plan.threads,
+        compute=ctx.plan.tasks,
         store=ctx.store,
     )
 
@@ -133,7 +133,7 @@ def _cost(method: _ByFeatures, ctx: Context) -> Cost:
     if not _is_trained(method.features) or method.training.imported is not None:
         return cost_of(ctx, 0)
     numel = sum(parameter.numel() for parameter in _built(method, ctx).parameters())
-    return cost_of(ctx, 4 * numel * (method.training.epochs + 1))
+    return cost_of(ctx, 4 * numel * (method.training.epochs + 1), method.training)
 
 
 def _phases(method: _ByFeatures, ctx: Context, done: Done) -> Phase | None:

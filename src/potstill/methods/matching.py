@@ -16,11 +16,13 @@ from typing import NamedTuple, TypedDict
 import torch
 from torch import Tensor
 
-from potstill.augment import DSA
+from potstill.augment import Policy
+from potstill.core.compute import Compute
 from potstill.core.errors import WorkError
 from potstill.experts import Draw
 from potstill.functional import SGD, Batch, unroll
-from potstill.functional.unroll import Loss, Strategy
+from potstill.functional.steps import Loss, Prepare
+from potstill.functional.strategy import Strategy
 
 _LARGEST = math.log(2)  # of the change of log beta in one outer step
 _PATIENCE = 20  # failed outer steps in a row before the run gives up
@@ -64,7 +66,7 @@ def minibatches(
     shape: Sequence[int],
     size: int | None,
     steps: int,
-    augment: DSA | None,
+    augment: Policy | None,
     chance: torch.Generator,
 ) -> list[Batch]:
     """Draw a minibatch of images [N, C, H, W] and its augmentation for each student step.
@@ -93,26 +95,45 @@ def match(
     beta: Tensor,
     batches: Sequence[Batch],
     *,
+    prepare: Prepare | None,
     scales: Sequence[float],
     strategy: Strategy,
+    compute: Compute,
 ) -> Matched:
     """Train a student from draw.theta on the union of the blocks; return L and its gradient.
 
-    `loss(theta, (x, y), extra)` is the student's loss on a minibatch of images and targets; a block
-    whose scale is 0 is frozen and takes no part in differentiation.
+    `loss(theta, (x, y))` is the student's loss on a minibatch of images and targets, prepared (see
+    `unroll`); a block whose scale is 0 is frozen and takes no part in differentiation. The student
+    is trained on the device of `compute`; all else is and stays where it is.
     """
     assert draw.target is not None
+    device = torch.device(compute.device)
+    theta, target = draw.theta.to(device), draw.target.to(device)
     blocks = [x.detach().requires_grad_(s > 0) for x, s in zip(images, scales, strict=True)]
     beta = beta.detach().requires_grad_()
-    data = (torch.cat(blocks), targets)
-    theta_n = unroll(loss, draw.theta, data, beta, batches, optimizer=SGD(), strategy=strategy)
-    far, start = (theta_n - draw.target).square().sum(), (draw.theta - draw.target).square().sum()
+    theta_n = unroll(
+        loss,
+        theta,
+        (torch.cat(blocks).to(device), targets.to(device)),
+        beta.to(device),
+        [_moved(batch, device) for batch in batches],
+        optimizer=SGD(),
+        prepare=prepare,
+        strategy=strategy,
+        compiled=compute.compiled,
+    )
+    far, start = (theta_n - target).square().sum(), (theta - target).square().sum()
     distance = far / start
     free = [x for x in blocks if x.requires_grad]
     *found, beta_grad = torch.autograd.grad(distance, (*free, beta))
     rest = iter(found)
     grads = tuple(next(rest) if x.requires_grad else torch.zeros_like(x) for x in blocks)
-    return Matched(distance.detach(), grads, beta_grad)
+    return Matched(distance.detach().to(beta), grads, beta_grad)
+
+
+def _moved(batch: Batch, device: torch.device) -> Batch:
+    extra = None if batch.extra is None else batch.extra.to(device)
+    return Batch(batch.index.to(device), extra)
 
 
 def descend(

@@ -15,23 +15,23 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor
 
 from potstill.artefact import DistilledSet, Hard
-from potstill.augment import DSA
+from potstill.augment import DSA, Policy
 from potstill.core.errors import InputError
 from potstill.core.keys import generator
 from potstill.core.spec import record
 from potstill.experts import ExpertPlan, Trajectories, check_window, epochs_of, expert_tasks
 from potstill.functional import SGD, TrainSpec, ce, graph_bytes, mtt_segments
-from potstill.functional.unroll import Loss
+from potstill.functional.steps import augmented, training_loss
 from potstill.methods.api import METHODS, Context, Cost, Done, Loop, Metrics, Phase
 from potstill.methods.export import blocks_of, origin_of
 from potstill.methods.matching import State, at_rest, descend, match, minibatches, roll_back
 from potstill.methods.start import first_images, labels_of
+from potstill.methods.work import expert_advice, expert_work
 from potstill.nets import hindrance, kept_bytes
 
 
@@ -61,7 +61,7 @@ class MTT:
     """Momentum of images and beta."""
     image_init: Literal["real", "noise"] = "real"
     """First images: `real` (random real images of the class) or `noise`."""
-    augment: DSA | None = DSA()
+    augment: Policy | None = DSA()
     """Augmentation of the distilled images."""
     evaluation_epochs: int = 1000
     """Nominal epochs of training on the set (the published loop makes one more)."""
@@ -100,13 +100,15 @@ class MTT:
         )
 
     def cost(self, ctx: Context) -> Cost:
-        """Return predicted graph bytes of both strategies and the bytes of the experts."""
+        """Return predicted graph bytes of both strategies, the bytes of the experts, the work."""
         epochs, module = epochs_of(self.experts, ctx.store), ctx.net.load(ctx.net.theta0)
         kept = kept_bytes(module, ctx.data.channels, ctx.data.size)
+        batch, steps = self.batch_syn or len(labels_of(ctx)), self.iterations * self.steps
+        task_images, task_steps = expert_work(self.experts, len(ctx.data.train))
         bytes_of = {
             strategy: graph_bytes(
                 strategy=strategy,
-                batch=self.batch_syn or len(labels_of(ctx)),
+                batch=batch,
                 kept=kept,
                 parameters=ctx.net.numel,
                 steps=self.steps,
@@ -118,7 +120,11 @@ class MTT:
             adjoint_bytes=bytes_of["adjoint"],
             disk_bytes=self.experts.count * (epochs + 1) * ctx.net.numel * 4,
             steps=self.iterations,
-            notes=_advice(self.experts, len(ctx.data.train)),
+            window_images=steps * batch,
+            window_steps=steps,
+            task_images=task_images,
+            task_steps=task_steps,
+            notes=expert_advice(self.experts, len(ctx.data.train)),
         )
 
     def phases(self, ctx: Context, done: Done) -> Phase | None:
@@ -130,7 +136,7 @@ class MTT:
                 ctx.space,
                 ctx.net_spec,
                 seed=ctx.seed,
-                threads=ctx.plan.threads,
+                compute=ctx.plan.tasks,
                 store=ctx.store,
             )
         if "loop" not in done:
@@ -152,14 +158,16 @@ class MTT:
         labels, scales = labels_of(ctx), [block.lr_scale for block in ctx.synth]
         shape = (len(labels), *state["images"][0].shape[1:])
         found = match(
-            self._loss(ctx),
+            training_loss(ctx.net, ce, precision=ctx.plan.window.precision),
             draw,
             state["images"],
             labels,
             state["beta"],
             minibatches(shape, self.batch_syn, self.steps, self.augment, chance),
+            prepare=augmented(self.augment),
             scales=scales,
             strategy=ctx.plan.strategy,
+            compute=ctx.plan.window,
         )
         new = descend(
             state,
@@ -179,18 +187,6 @@ class MTT:
             return back, {"rolled_back": float(back["rolled_back"]), "beta": float(back["beta"])}
         numbers = {"loss": float(found.loss), "beta": float(new["beta"])}
         return new, {**numbers, "expert": draw.expert, "epoch": draw.epoch}
-
-    def _loss(self, ctx: Context) -> Loss:
-        """Return loss(theta; A(x), y), the student's cross-entropy in training mode."""
-        ctx.net.train()
-
-        def loss(theta: Tensor, rows: tuple[Tensor, ...], params: Any) -> Tensor:
-            x, y = rows
-            if self.augment is not None:
-                x = self.augment.apply(x, params)
-            return ce(ctx.net(theta, x), y)
-
-        return loss
 
     def export(self, ctx: Context, state: State) -> DistilledSet:
         """Return the union of all blocks with the published recipe and the learned beta."""
@@ -229,20 +225,3 @@ class MTT:
             batch_syn=min(self.batch_syn, 5) if smoke and self.batch_syn else self.batch_syn,
             evaluation_epochs=min(self.evaluation_epochs, 10 if smoke else 300),
         )
-
-
-def _advice(experts: ExpertPlan, images: int) -> tuple[str, ...]:
-    """Warn of experts that hardly move, so that nothing is to match, or that know too much."""
-    if experts.imported is not None:
-        return (
-            "Note: imported experts were trained elsewhere, most likely on the validation images "
-            "too, so accuracies on these are too good.",
-        )
-    steps = -(-images // experts.batch)
-    if steps >= 10:
-        return ()
-    batch = max(1, images // 20)
-    return (
-        f"Note: an epoch of an expert is only {steps} step{'' if steps == 1 else 's'} of "
-        f"{experts.batch} images; try --method.experts.batch {batch}.",
-    )

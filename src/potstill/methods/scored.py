@@ -34,7 +34,7 @@ Keep = Literal["hardest", "easiest"]
 
 def _cost(method: _ByScores, ctx: Context) -> Cost:
     """Return the bytes of the scores."""
-    return cost_of(ctx, 8 * len(ctx.data.train) * method.training.count)
+    return cost_of(ctx, 8 * len(ctx.data.train) * method.training.count, method.training)
 
 
 def _phases(method: _ByScores, ctx: Context, done: Done) -> Phase | None:
@@ -48,7 +48,7 @@ def _phases(method: _ByScores, ctx: Context, done: Done) -> Phase | None:
         ctx.space,
         ctx.net_spec,
         seed=ctx.seed,
-        threads=ctx.plan.threads,
+        compute=ctx.plan.tasks,
     )
 
 

@@ -10,13 +10,18 @@ from potstill.core.keys import generator
 from potstill.coresets import members_of, shuffled
 from potstill.methods.api import Context
 
+INITS = ("real", "noise", "unit-noise", "cluster")
+"""Ways to begin."""
+
 
 def first_images(ctx: Context, init: str) -> tuple[Tensor, ...]:
     """Return the images [C * ipc, ch, H, W] of each block before the first outer step.
 
     `real`: random normalised training images of the class, none twice in the set (with
-    replacement each once before any twice); `noise`: standard normal. A block that brings its
-    images keeps them.
+    replacement each once before any twice); `noise`: standard normal; `unit-noise`: the same, each
+    image scaled to norm 1; `cluster`: unit norm, normal around class means, which are normal and
+    four times as far apart at the nearest as images scatter. A block that brings its images keeps
+    them.
 
     Raises:
         InputError: for a class with too few training images, or images that do not fit a block.
@@ -30,13 +35,25 @@ def first_images(ctx: Context, init: str) -> tuple[Tensor, ...]:
                     f"Block {k} needs images {list(shape)}, not {list(block.images.shape)}."
                 )
             blocks.append(block.images)
-        elif init == "noise":
-            blocks.append(torch.randn(shape, generator=generator(ctx.seed, "noise", k)))
+        elif init != "real":
+            noise = torch.randn(shape, generator=generator(ctx.seed, "noise", k))
+            blocks.append(noise if init == "noise" else _of_norm_one(ctx, noise, init))
         else:
             index = _real(ctx, used, used + block.ipc)
             blocks.append(ctx.space.forward(ctx.data.train.pixels[index]))
         used += block.ipc
     return tuple(blocks)
+
+
+def _of_norm_one(ctx: Context, noise: Tensor, init: str) -> Tensor:
+    """Return normal noise [C * ipc, ch, H, W], for `cluster` moved to class means, at norm 1."""
+    rows = noise.flatten(1)
+    if init == "cluster":
+        chance = generator(ctx.seed, "class means")
+        means = torch.randn(ctx.data.n_classes, rows.shape[1], generator=chance)
+        scatter = torch.nn.functional.pdist(means).min() / 4
+        rows = means.repeat_interleave(len(rows) // len(means), dim=0) + scatter * rows
+    return (rows / rows.norm(dim=1, keepdim=True)).view_as(noise)
 
 
 def _real(ctx: Context, start: int, stop: int) -> Tensor:

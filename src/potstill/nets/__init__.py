@@ -18,10 +18,11 @@ from potstill.nets.spec import (
     describe,
     filled,
     fitting,
+    flat,
     narrowed,
     variant,
 )
-from potstill.nets.trial import hindrance, kept_bytes
+from potstill.nets.trial import flops, hindrance, kept_bytes
 
 __all__ = [
     "EXTERNAL",
@@ -34,6 +35,8 @@ __all__ = [
     "describe",
     "filled",
     "fitting",
+    "flat",
+    "flops",
     "hindrance",
     "kept_bytes",
     "narrowed",

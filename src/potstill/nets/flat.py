@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from potstill.core.errors import InputError
+
+_KNOWN = ("potstill.nets.", "torch.nn.modules.")
 
 
 class FlatNet:
@@ -27,8 +29,13 @@ class FlatNet:
     names: tuple[str, ...]
     shapes: tuple[torch.Size, ...]
     theta0: Tensor
+    recipe: Hashable
+    """What the module was built from: networks of one recipe differ in theta0 only; else None."""
+    known: bool
+    """Whether all parts are potstill's and torch's own."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, *, recipe: Hashable = None) -> None:
+        self.recipe = recipe
         self._module = copy.deepcopy(module)
         named = dict(self._module.named_parameters())
         self.names = tuple(named)
@@ -37,6 +44,9 @@ class FlatNet:
         self.numel = sum(self._sizes)
         self.theta0 = torch.cat([p.detach().flatten() for p in named.values()])
         self._buffers = dict(self._module.named_buffers())
+        parts = list(self._module.modules())
+        self._norms = [p for p in parts if isinstance(p, nn.modules.batchnorm._BatchNorm)]
+        self.known = all(type(part).__module__.startswith(_KNOWN) for part in parts)
 
     def __call__(self, theta: Tensor, x: Tensor) -> Tensor:
         """Return the output of the network with parameters theta [P] for images x [B, C, H, W].
@@ -44,9 +54,16 @@ class FlatNet:
         Raises:
             InputError: if theta is not a vector of P numbers.
         """
-        views = self.views(theta)
-        self._buffers = {name: _like(b, theta) for name, b in self._buffers.items()}
-        return functional_call(self._module, {**views, **self._buffers}, (x,))
+        return self.run(theta, self.statistics(theta), x)
+
+    def run(self, theta: Tensor, statistics: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        """Return the output with these running statistics, which train mode updates in place."""
+        return functional_call(self._module, {**self.views(theta), **statistics}, (x,))
+
+    def statistics(self, theta: Tensor) -> dict[str, Tensor]:
+        """Return the running statistics themselves, on theta's device and in its type."""
+        self._buffers = {name: like(b, theta) for name, b in self._buffers.items()}
+        return self._buffers
 
     def views(self, theta: Tensor) -> dict[str, Tensor]:
         """Return the named parameters as views of theta [P].
@@ -71,16 +88,18 @@ class FlatNet:
         self._module.eval()
 
     @property
-    def separable(self) -> bool:
-        """Whether each image's output surely follows from that image alone.
+    def training(self) -> bool:
+        """Whether it is in training mode."""
+        return self._module.training
 
-        True if all parts are potstill's and torch's own, and none takes statistics of a batch.
+    @property
+    def separable(self) -> bool:
+        """Whether each image's output surely follows from that image alone, in this mode.
+
+        True if all parts are known, and none takes statistics of a batch.
         """
-        return not any(
-            isinstance(part, nn.modules.batchnorm._BatchNorm)
-            or not type(part).__module__.startswith(("potstill.nets.", "torch.nn.modules."))
-            for part in self._module.modules()
-        )
+        taking = (norm.training or norm.running_mean is None for norm in self._norms)
+        return self.known and not any(taking)
 
     @contextmanager
     def keeping_statistics(self) -> Iterator[None]:
@@ -107,6 +126,6 @@ class FlatNet:
         return module
 
 
-def _like(buffer: Tensor, theta: Tensor) -> Tensor:
+def like(buffer: Tensor, theta: Tensor) -> Tensor:
     """Move a buffer to theta's device and, if it holds real numbers, to theta's type."""
     return buffer.to(theta.device, theta.dtype if buffer.is_floating_point() else buffer.dtype)

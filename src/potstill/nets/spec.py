@@ -14,6 +14,7 @@ from potstill.core.keys import Part, forked
 from potstill.core.registry import Registry
 from potstill.core.spec import record
 from potstill.nets.external import EXTERNAL
+from potstill.nets.flat import FlatNet
 from potstill.nets.trial import Size, complaint, first_line, sides_that_fit
 
 
@@ -179,6 +180,20 @@ def build(
         raise too_small(spec.name, net.least, size)
     with forked(seed, *key):
         return _tried(spec, net, channels, size, classes)
+
+
+def flat(
+    spec: NetSpec,
+    *,
+    channels: int,
+    size: Size,
+    classes: int,
+    seed: int,
+    key: tuple[Part, ...] = (),
+) -> FlatNet:
+    """Return the network that `build` makes, with its errors, as a function of one vector."""
+    module = build(spec, channels=channels, size=size, classes=classes, seed=seed, key=key)
+    return FlatNet(module, recipe=(filled(spec), channels, tuple(size), classes))
 
 
 def _tried(spec: NetSpec, net: Network, channels: int, size: Size, classes: int) -> nn.Module:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from potstill.core.keys import forked
 
@@ -77,6 +80,35 @@ def kept_bytes(module: nn.Module, channels: int, size: Size) -> int:
         out = _run(module, channels, size)
     del out
     return sum(kept.values()) // 2
+
+
+def flops(module: nn.Module, channels: int, size: Size) -> int:
+    """Return the floating-point operations of one image's forward pass.
+
+    A product and its sum are 2; convolutions and products of matrices count, nothing else.
+    """
+    counter = _Flops()
+    with forked(0, "trial"), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+        _run(module, channels, size)
+    return counter.total // 2
+
+
+class _Flops(TorchDispatchMode):
+    """Add up what torch's FlopCounterMode does, which takes seconds to import the compiler."""
+
+    total = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if (count := flop_registry.get(func._overloadpacket)) is not None:
+            self.total += count(*args, **(kwargs or {}), out_val=out)
+        return out
 
 
 def hindrance(module: nn.Module, channels: int, size: Size) -> str:

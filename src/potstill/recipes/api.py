@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from potstill.core.errors import InputError
 from potstill.core.registry import Registry
@@ -37,6 +38,8 @@ class Recipe:
     published: Published
     differs: tuple[str, ...] = ()
     """Where this version departs from the published setting."""
+    settings: Literal["published", "inferred"] = "published"
+    """inferred: there is no public command; the settings are those of the nearest one."""
 
 
 RECIPES: Registry[Recipe] = Registry("recipe")
@@ -82,6 +85,6 @@ def scaled(run: Run, scale: str) -> Run:
         fit="crop" if standin else run.fit,
         classes=None if standin else run.classes,
         limit=min(run.limit or 1000, max(run.ipc, 20) if smoke else 1000),
-        select_every=0 if smoke else run.select_every and max(1, steps // 3),
+        select_every=0 if smoke else min(run.select_every, max(1, steps // 3)),
         scale=scale,
     )

@@ -31,10 +31,12 @@ def cells(result: Result) -> list[tuple[str, ...]]:
 def caption(result: Result) -> str:
     """Return one line that says under which rules the numbers were made and what they cost."""
     parts = ", ".join(f"{name} {_size(count)}" for name, count in result.nbytes.items())
+    how = " or ".join(dict.fromkeys(row.compute for row in result.rows if row.compute))
+    when = "best mark on validation" if any(row.marks for row in result.rows) else "last epoch"
     return (
-        f"{result.data} ({result.identity[:12]}), protocol {result.protocol}, last epoch; "
+        f"{result.data} ({result.identity[:12]}), protocol {result.protocol}, {when}; "
         f"set: {parts}; training took {result.seconds:.1f} s, {result.cpu_seconds:.1f} CPU s, at "
-        f"most {_size(result.peak_bytes)} of memory"
+        f"most {_size(result.peak_bytes)} of memory{f' ({how})' if how else ''}"
     )
 
 

@@ -1,7 +1,8 @@
 """Runs: one configuration, one folder, phases in order, resumable at any moment."""
 
-from potstill.run.config import Run, Where, open_run_data, plan_lines, preflight, resolved
+from potstill.run.config import Run, Where, open_run_data, resolved
 from potstill.run.folder import read_run, recorded_data, recorded_plan, resume_line
+from potstill.run.plan import plan_line, plan_lines, preflight
 from potstill.run.runner import distil, resume
 from potstill.run.stop import Interrupted, stoppable
 
@@ -11,6 +12,7 @@ __all__ = [
     "Where",
     "distil",
     "open_run_data",
+    "plan_line",
     "plan_lines",
     "preflight",
     "read_run",

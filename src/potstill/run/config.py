@@ -1,4 +1,4 @@
-"""What a run is, and what is checked and resolved before it costs time."""
+"""What a run is, and where it is carried out."""
 
 from __future__ import annotations
 
@@ -8,16 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
+from potstill.core.compute import Wish
 from potstill.core.errors import InputError, unknown
 from potstill.core.spec import record
 from potstill.core.store import Store, default_cache
-from potstill.data import DataSet, Reading, make_space, open_data
+from potstill.core.usage import bytes_in
+from potstill.data import DataSet, Reading, open_data
 from potstill.engine import ENGINES
-from potstill.functional import choose_strategy
-from potstill.methods.api import Context, Cost, Plan, SynthBlock
-from potstill.nets import FlatNet, NetSpec, build, describe, fitting
+from potstill.nets import NetSpec, fitting
 
 
 @record
@@ -56,10 +54,17 @@ class Run:
     """Networks trained for one such check."""
     strategy: Literal["graph", "adjoint", "auto"] = "auto"
     """Gradient through the student steps: graph | adjoint | auto (by the memory budget)."""
-    memory: float = 4.0
-    """Memory budget of that gradient in GiB."""
+    memory: float | str = 4.0
+    """Memory budget of that gradient: 8GiB, 512MiB, or a number of GiB."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where networks are computed; auto = a GPU if there is one."""
     threads: int | None = None
-    """Threads of torch; as many as torch finds by default. They change the last bits."""
+    """Threads of torch on a CPU; by default those that torch finds, shared by the workers."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto = bfloat16 (autocast) for experts, checks and scoring where the machine is fast at it;
+    student steps that are differentiated are in float32 unless bfloat16 is asked for."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile training steps; auto = where the work is long enough to pay for it."""
     recipe: str | None = None
     """The recipe that this run follows, if any."""
     scale: str = "full"
@@ -70,12 +75,36 @@ class Run:
             raise InputError(f"ipc (images per class) must be at least 1, not {self.ipc}.")
         if self.select_every < 0 or self.select_nets < 1:
             raise InputError("select_every must be at least 0 and select_nets at least 1.")
-        if not 0 < self.memory < math.inf:
+        size = self.memory
+        if isinstance(size, str):
+            size = (bytes_in(size, unit=2**30) or 0) / 2**30
+        if not 0 < size < math.inf:
             raise InputError(
-                f"The memory budget must be a number of GiB above 0, not {self.memory}."
+                f"memory must be a size above 0 such as 8GiB, 512MiB or 2.5 (GiB), not "
+                f"{self.memory!r}."
             )
-        if self.threads is not None and self.threads < 1:
-            raise InputError(f"threads must be at least 1, not {self.threads}.")
+        object.__setattr__(self, "memory", float(size))
+        _ = self.wish  # refuses wrong values
+        if self.strategy == "graph" and self.compile == "on":
+            raise InputError(
+                "compile 'on' does not go with the strategy 'graph': compiled student steps need "
+                "'adjoint' (or 'auto')."
+            )
+
+    @property
+    def wish(self) -> Wish:
+        """Return what is asked of the machine."""
+        return Wish(
+            device=self.device,
+            threads=self.threads,
+            precision=self.precision,
+            compile=self.compile,
+        )
+
+    @property
+    def budget(self) -> int:
+        """Return the memory budget in bytes."""
+        return int(float(self.memory) * 2**30)
 
     @property
     def reading(self) -> Reading:
@@ -85,7 +114,10 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Where:
-    """Where and by whom the work is done; changes nothing in the result."""
+    """Where and by whom the work is done.
+
+    It changes nothing in the result, but that workers share the threads where none are asked for.
+    """
 
     engine: str = "inline"
     """inline, or processes for several tasks side by side."""
@@ -126,95 +158,3 @@ def open_run_data(run: Run) -> DataSet:
 def resolved(run: Run, data: DataSet) -> Run:
     """Return the run with all settings of its network; `auto` is a ConvNet that ends at ~4x4."""
     return dataclasses.replace(run, net=fitting(run.net, data.size))
-
-
-def preflight(
-    run: Run, data: DataSet, plan: Plan | None = None, *, store: Store | None = None
-) -> tuple[Context, Cost]:
-    """Check a run against its data and resolve its plan, before anything costs time.
-
-    Raises:
-        InputError: for settings that cannot work.
-    """
-    if data.n_classes < 2:
-        raise InputError(
-            f"{run.data} has one class only ({data.classes[0]!r}); at least 2 are needed."
-        )
-    run = resolved(run, data)
-    module = build(
-        run.net,
-        channels=data.channels,
-        size=data.size,
-        classes=data.n_classes,
-        seed=run.seed,
-        key=("student",),
-    )
-    smallest = int(torch.bincount(data.train.labels, minlength=data.n_classes).argmin())
-    count = int((data.train.labels == smallest).sum())
-    if run.ipc > count and not run.replacement:
-        raise InputError(
-            f"ipc {run.ipc} is larger than class {data.classes[smallest]!r}, which has {count} "
-            "training images (a part is kept for validation); lower ipc or add --replacement."
-        )
-    if run.select_every and not hasattr(run.method, "iterations"):
-        name = type(run.method).__name__.lower()
-        raise InputError(
-            f"select_every is for methods that improve their images step by step; {name} does not."
-        )
-    unresolved = Plan(strategy="adjoint", threads=run.threads or torch.get_num_threads())
-    ctx = Context(
-        data=data,
-        space=make_space(run.normaliser, data),
-        net=FlatNet(module),
-        net_spec=run.net,
-        ipc=run.ipc,
-        seed=run.seed,
-        plan=plan or unresolved,
-        synth=(SynthBlock(ipc=run.ipc),),
-        replacement=run.replacement,
-        store=store,
-    )
-    run.method.check(ctx)
-    cost = run.method.cost(ctx)
-    if run.strategy != "auto" and not cost.graph_bytes:
-        raise InputError(
-            f"strategy {run.strategy!r} is for methods with an unrolled gradient; "
-            f"{type(run.method).__name__.lower()} has none."
-        )
-    if plan is None:
-        budget = int(run.memory * 2**30)
-        strategy = choose_strategy(run.strategy, predicted=cost.graph_bytes, budget=budget)
-        ctx = dataclasses.replace(ctx, plan=Plan(strategy=strategy, threads=unresolved.threads))
-    return ctx, cost
-
-
-def plan_lines(run: Run, data: DataSet, store: Store | None = None) -> list[str]:
-    """Return what a run will need, as lines for people."""
-    run = resolved(run, data)
-    ctx, cost = preflight(run, data, store=store)
-    return [
-        plan_line(run, ctx, cost),
-        *([_gradient_line(run, cost)] if cost.graph_bytes else []),
-        *cost.notes,
-    ]
-
-
-def _gradient_line(run: Run, cost: Cost) -> str:
-    """Return what both ways of the unrolled gradient need."""
-    return (
-        f"graph of all student steps: {cost.graph_bytes / 2**20:.0f} MiB; adjoint: "
-        f"{cost.adjoint_bytes / 2**20:.0f} MiB; budget {run.memory:g} GiB; "
-        f"{cost.steps} outer steps"
-    )
-
-
-def plan_line(run: Run, ctx: Context, cost: Cost) -> str:
-    """Return data, network, strategy, threads and disk of a run in one line."""
-    need = cost.graph_bytes if ctx.plan.strategy == "graph" else cost.adjoint_bytes
-    gradient = f"gradient {ctx.plan.strategy} ({need / 2**20:.0f} MiB); " if need else ""
-    return (
-        f"{run.data}: {len(ctx.data.train)} training images, {ctx.data.n_classes} classes, "
-        f"{ctx.data.channels}x{ctx.data.size[0]}x{ctx.data.size[1]}; ipc {run.ipc}; "
-        f"{describe(run.net)}; {ctx.space.describe()}; {gradient}{ctx.plan.threads} threads; "
-        f"experts on disk {cost.disk_bytes / 2**20:.0f} MiB"
-    )

@@ -88,7 +88,7 @@ def config_of(run: Run, ctx: Context, data: DataSet) -> dict[str, Any]:
     return {
         "version": __version__,
         "run": to_json(run),
-        "plan": dataclasses.asdict(ctx.plan),
+        "plan": to_json(ctx.plan),
         "identity": data.ref.identity,
     }
 
@@ -97,7 +97,7 @@ def plan_of(run: Run, out: Path, data: DataSet) -> Plan | None:
     """Return the plan of the run already in `out`; refuse another configuration or other data."""
     if not (out / "config.json").exists():
         return None
-    old = read_config(out)
+    old, plan = read_config(out), recorded_plan(out)
     changed = differences(old.get("run"), to_json(run))
     if old.get("identity") != data.ref.identity:
         changed.append(f"data: the images of {run.data} are not those that the run began with")
@@ -106,15 +106,42 @@ def plan_of(run: Run, out: Path, data: DataSet) -> Plan | None:
             f"{out} holds a run with another configuration ({'; '.join(changed)}); choose another "
             "folder."
         )
-    return recorded_plan(out)
+    return plan
 
 
 def recorded_plan(out: Path) -> Plan:
-    """Return the plan that was resolved when the run in `out` began."""
+    """Return the plan that was resolved when the run in `out` began.
+
+    Raises:
+        InputError: if there is none, or one of an earlier version.
+    """
+    config, file = read_config(out), out / "config.json"
+    old = config.get("plan")
+    if isinstance(old, dict) and "type" not in old:
+        raise InputError(
+            f"{file} is of an earlier version ({config.get('version')}), whose runs cannot be gone "
+            "on with; choose another folder."
+        )
     try:
-        return Plan(**read_config(out)["plan"])
-    except (KeyError, TypeError):
-        raise InputError(f"{out / 'config.json'} does not describe the plan of a run.") from None
+        plan = from_json(old)
+    except InputError:
+        plan = None
+    if not isinstance(plan, Plan):
+        raise InputError(f"{file} does not describe the plan of a run.")
+    return plan
+
+
+def check_machine(plan: Plan, out: Path) -> None:
+    """Refuse to go on with a run where the machine cannot compute as its plan says.
+
+    Raises:
+        InputError: naming what is missing.
+    """
+    for part in (plan.window, plan.tasks):
+        if why := part.obstacle():
+            raise InputError(
+                f"The run in {out} began with {part.describe()}, which is not possible here: {why}."
+            )
 
 
 def environment() -> dict[str, Any]:

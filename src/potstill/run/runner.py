@@ -19,8 +19,9 @@ from potstill.data import DataSet, keep_space
 from potstill.engine import Tasks, run_tasks
 from potstill.evaluation.tasks import Distilled, EvalSpec, evaluate_one, set_digest
 from potstill.methods.api import Context, Loop
-from potstill.run.config import Run, Where, open_run_data, plan_line, preflight, resolved
+from potstill.run.config import Run, Where, open_run_data, resolved
 from potstill.run.folder import (
+    check_machine,
     config_of,
     environment,
     made,
@@ -30,6 +31,7 @@ from potstill.run.folder import (
     recorded_data,
     resume_line,
 )
+from potstill.run.plan import plan_line, preflight
 from potstill.run.spent import Spent
 from potstill.run.stop import Stop, stoppable
 
@@ -57,11 +59,13 @@ def distil(
     plan = plan_of(run, out, data)
     if (found := made(out)) is not None:
         return found
-    ctx, cost = preflight(run, data, plan, store=where.open_store())
+    if plan is not None:
+        check_machine(plan, out)
+    ctx, cost = preflight(run, data, plan, store=where.open_store(), workers=where.workers)
     if isinstance(first := run.method.phases(ctx, {}), Tasks):
         where.open_store().need_room(first.kind, first.specs, cost.disk_bytes)
     config = config_of(run, ctx, data)
-    with locked(out), using_threads(ctx.plan.threads), stoppable(resume_line(out)) as stop:
+    with locked(out), using_threads(ctx.plan.window.threads), stoppable(resume_line(out)) as stop:
         if plan != plan_of(run, out, data):
             raise InputError(f"Another process began the same run in {out} just now.")
         if plan is None:
@@ -221,7 +225,7 @@ def _better(
             seed=1000 + k,
             data=ctx.data.ref,
             space=ctx.space.record(),
-            threads=ctx.plan.threads,
+            compute=ctx.plan.tasks,
         )
         for k in range(run.select_nets)
     )

@@ -1,0 +1,95 @@
+"""The flags of the commands, beside those of a run itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from potstill.core.compute import Wish
+    from potstill.run import Where
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """Who does the work and where it is kept."""
+
+    engine: str = "inline"
+    """inline, or processes for several experts and evaluations side by side."""
+    workers: int = 1
+    """Worker processes."""
+    store: Path | None = None
+    """Folder of finished experts and evaluations; in the user's cache by default."""
+
+    def where(self) -> Where:
+        """Return what the runner wants to know."""
+        from potstill.run import Where
+
+        return Where(engine=self.engine, workers=self.workers, store=self.store)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumeFlags(Work):
+    """Flags of `resume`."""
+
+    evaluate: bool = True
+    """Score the set when it is made, as `potstill evaluate` does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFlags(Work):
+    """Flags of commands that make a run."""
+
+    out: Path | None = None
+    """Folder of the run; runs/NAME-SCALE-seedN by default."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistilFlags(RunFlags, ResumeFlags):
+    """Flags of `distill`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """How a distilled set is scored."""
+
+    data: str | None = None
+    """The real images; by default those the set was made of, from the cache."""
+    nets: tuple[str, ...] = ()
+    """Networks to train, or pools of them: mtt, dc, dc-bench, idc; by default the set's own."""
+    seeds: int | None = None
+    """Networks a row; the protocol's number (5) by default."""
+    protocol: str = "strict"
+    """Rules of the evaluation (see `potstill protocols`)."""
+    regimes: tuple[Literal["hard", "soft"], ...] = ()
+    """Labels of all images, side by side: hard, soft (a teacher's); by default the set's own."""
+    prefix: int | None = None
+    """Score the first so many blocks of the set; all by default."""
+    baselines: bool = True
+    """Also train on random and k-means-medoid real images, as many a class."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateFlags(Score, Work):
+    """Flags of `evaluate`; how a run computes is how its set is scored, unless they say more."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where networks are computed; auto = as the run, else a GPU if there is one."""
+    threads: int | None = None
+    """Threads of torch on a CPU; as the run, else those that torch finds, shared by the workers."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto = as the run, else bfloat16 where the machine is fast at it."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile training steps; auto = as the run, else where the work is long enough."""
+
+    def wish(self) -> Wish:
+        """Return what is asked of the machine."""
+        from potstill.core.compute import Wish
+
+        return Wish(
+            device=self.device,
+            threads=self.threads,
+            precision=self.precision,
+            compile=self.compile,
+        )

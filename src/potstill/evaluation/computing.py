@@ -1,0 +1,61 @@
+"""How the trainings of an evaluation are computed: chosen a network, from all that it will do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import nn
+
+from potstill.artefact import DistilledSet
+from potstill.core.compute import Compute, Wish, choose
+from potstill.data import DataSet
+from potstill.evaluation.images import Images
+from potstill.evaluation.protocol import Protocol
+from potstill.evaluation.tasks import Distilled
+from potstill.functional import TrainSpec
+from potstill.nets import FlatNet, flops
+
+
+def computed(
+    wish: Wish,
+    module: nn.Module,
+    trainings: Iterable[tuple[TrainSpec, int]],
+    data: DataSet,
+    *,
+    predicted: int,
+) -> Compute:
+    """Return how trainings of one network on so many images each are computed together.
+
+    A prediction counts a third of an image's step. Networks with parts from elsewhere, which might
+    not compile, are compiled only if asked for.
+
+    Args:
+        wish: what the user asked for.
+        module: the network, with any weights.
+        trainings: each with its number of images.
+        data: gives the shape of an image.
+        predicted: images that each trained network classifies.
+    """
+    trainings = list(trainings)
+    seen = sum(train.seen(count) for train, count in trainings)
+    return choose(
+        wish,
+        order=1,
+        flops=flops(module, data.channels, data.size),
+        images=seen + len(trainings) * predicted // 3,
+        steps=sum(train.steps(count) for train, count in trainings),
+        compiles=FlatNet(module).known or wish.compile == "on",
+    )
+
+
+def trainings(
+    s: DistilledSet, images: Iterable[Images], data: DataSet, rules: Protocol, regimes: int
+) -> list[tuple[TrainSpec, int]]:
+    """Return the trainings of one network behind an evaluation, each with its number of images."""
+    own = len(s.decoded()[1])
+    return [
+        (train, own if isinstance(what, Distilled) else len(what.indices or data.train))
+        for item in images
+        for train in item.trains
+        for what in (item.what[k % len(item.what)] for k in range(rules.seeds))
+    ] * regimes

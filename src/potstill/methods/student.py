@@ -1,0 +1,181 @@
+"""The meta-gradient of one student: what RaT-BPTT and schedules over it share.
+
+    theta_0 fresh; `start` plain steps on constant U; M differentiable steps on U   -> theta_N
+    L = cross-entropy of theta_N on real images;  dL/dU, dL/dy, dL/d(log lr) through the M steps
+
+Source: Feng, Vedantam, Kempe, ICLR 2024 (arXiv 2311.07025), algorithm 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from potstill.core.compute import Compute
+from potstill.functional import SGD, Adam, Batch, ce, run_prefix, unroll
+from potstill.functional.kernels import gradient
+from potstill.functional.optim import Bars, Optimizer, State
+from potstill.functional.steps import Loss, Prepare
+from potstill.functional.strategy import Strategy
+from potstill.nets import FlatNet
+
+
+class Found(NamedTuple):
+    """L, and its gradient by images and learned labels of each block (0 if frozen) and log lr."""
+
+    loss: Tensor
+    images: tuple[Tensor, ...]
+    labels: tuple[Tensor, ...]
+    lr: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Student:
+    """How students are trained, and how their outer loss is computed."""
+
+    net: FlatNet
+    loss: Loss
+    before: SGD | Adam
+    """Optimizer of the plain steps."""
+    inside: SGD | Adam
+    """Optimizer of the differentiated steps; it goes on from the state of the other."""
+    prepare: Prepare | None
+    strategy: Strategy
+    compute: Compute
+    part: int
+    """Real images that go through the network at once."""
+
+
+def meta_gradient(
+    student: Student,
+    theta: Tensor,
+    images: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    lr: Tensor,
+    batches: Sequence[Batch],
+    real: tuple[Tensor, Tensor],
+    *,
+    start: int,
+    scales: Sequence[float],
+) -> Found:
+    """Train a student from theta on all blocks; return its loss on real images and the gradient.
+
+    Only the batches from `start` on are differentiated. Targets of blocks are class numbers, or
+    floating and then learned. A block whose scale is 0 is frozen: nothing is differentiated by it.
+    """
+    soft = targets[0].is_floating_point()
+    blocks = [x.detach().requires_grad_(s > 0) for x, s in zip(images, scales, strict=True)]
+    labels = [y.detach() for y in targets]
+    if soft:
+        labels = [y.requires_grad_(s > 0) for y, s in zip(labels, scales, strict=True)]
+    lr = lr.detach().requires_grad_()
+    data = torch.cat(blocks), torch.cat(labels)
+    theta, state = run_prefix(
+        student.loss,
+        theta,
+        tuple(each.detach() for each in data),
+        lr.detach(),
+        batches[:start],
+        optimizer=student.before,
+        prepare=student.prepare,
+        compiled=student.compute.compiled,
+    )
+    theta = unroll(
+        student.loss,
+        theta,
+        data,
+        lr,
+        batches[start:],
+        optimizer=student.inside,
+        prepare=student.prepare,
+        state=state,
+        first_step=start,
+        strategy=student.strategy,
+        compiled=student.compute.compiled,
+    )
+    loss, bar = outer_gradient(student, theta.detach(), *real)
+    leaves = [*blocks, *(labels if soft else ()), lr]
+    free = [each for each in leaves if each.requires_grad]
+    bars = iter(torch.autograd.grad(theta, free, bar, allow_unused=True, materialize_grads=True))
+    grads = [next(bars) if each.requires_grad else torch.zeros_like(each) for each in leaves]
+    n = len(blocks)
+    return Found(loss, tuple(grads[:n]), tuple(grads[n:-1]), grads[-1] * lr.detach())
+
+
+def outer_gradient(student: Student, theta: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean cross-entropy on real images and its gradient at theta, part by part.
+
+    Equal to that of all images at once, but for rounding; networks with statistics of the batch
+    take it whole.
+    """
+    part = student.part if student.net.separable else len(x)
+    loss, bar = torch.zeros_like(theta[0]), torch.zeros_like(theta)
+    for images, labels in zip(x.split(part), y.split(part), strict=True):
+        mean, grad = gradient(
+            student.net, theta, images, labels, ce, compute=student.compute, batch=part
+        )
+        loss, bar = loss + mean * (len(labels) / len(y)), bar + grad * (len(labels) / len(y))
+    return loss, bar
+
+
+def gradient_norms(
+    student: Student,
+    theta: Tensor,
+    data: tuple[Tensor, Tensor],
+    lr: Tensor,
+    batches: Sequence[Batch],
+) -> Tensor:
+    """Return the norms of the gradients of plain steps from theta, one a batch [steps]."""
+    watch = _Watch(student.before, [])
+    run_prefix(
+        student.loss,
+        theta,
+        data,
+        lr,
+        batches,
+        optimizer=watch,
+        prepare=student.prepare,
+        compiled=student.compute.compiled,
+    )
+    return torch.stack(watch.norms)
+
+
+@dataclass(frozen=True)
+class _Watch:
+    """An optimizer that notes the norms of the gradients that it is given."""
+
+    optimizer: Optimizer
+    norms: list[Tensor]
+
+    def init(self, theta: Tensor) -> State:
+        return self.optimizer.init(theta)
+
+    def update(
+        self, theta: Tensor, grad: Tensor, state: State, lr: Tensor, step: int
+    ) -> tuple[Tensor, State]:
+        self.norms.append(torch.linalg.vector_norm(grad))
+        return self.optimizer.update(theta, grad, state, lr, step)
+
+    def pullback(
+        self, theta: Tensor, grad: Tensor, state: State, lr: Tensor, step: int, after: Bars
+    ) -> Bars:
+        return self.optimizer.pullback(theta, grad, state, lr, step, after)
+
+
+def averaged(found: Sequence[Found]) -> Found:
+    """Return the mean over the students of an outer step."""
+    if len(found) == 1:
+        return found[0]
+
+    def mean(each: Sequence[Tensor]) -> Tensor:
+        return torch.stack(list(each)).mean(0)
+
+    def means(blocks: Sequence[Sequence[Tensor]]) -> tuple[Tensor, ...]:
+        return tuple(map(mean, zip(*blocks, strict=True)))
+
+    loss, images, labels, lr = zip(*found, strict=True)
+    return Found(mean(loss), means(images), means(labels), mean(lr))

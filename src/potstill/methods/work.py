@@ -1,0 +1,29 @@
+"""What the experts of a method cost, and advice about them."""
+
+from __future__ import annotations
+
+from potstill.experts import ExpertPlan
+
+
+def expert_work(plan: ExpertPlan, images: int) -> tuple[int, int]:
+    """Return the images, with repetition, and the steps of training all experts of a plan."""
+    epochs = 0 if plan.imported is not None else plan.count * plan.epochs
+    gradients = 2 if plan.gsam.rho else 1
+    return gradients * epochs * images, epochs * -(-images // plan.batch)
+
+
+def expert_advice(plan: ExpertPlan, images: int) -> tuple[str, ...]:
+    """Warn of experts that hardly move, so that nothing is to match, or that know too much."""
+    if plan.imported is not None:
+        return (
+            "Note: imported experts were trained elsewhere, most likely on the validation images "
+            "too, so accuracies on these are too good.",
+        )
+    steps = -(-images // plan.batch)
+    if steps >= 10:
+        return ()
+    batch = max(1, images // 20)
+    return (
+        f"Note: an epoch of an expert is only {steps} step{'' if steps == 1 else 's'} of "
+        f"{plan.batch} images; try --method.experts.batch {batch}.",
+    )

@@ -1,0 +1,162 @@
+"""Preflight: a run is checked against its data, and what decides rounding is resolved."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from potstill.core.compute import Compute, choose
+from potstill.core.errors import InputError
+from potstill.core.store import Store
+from potstill.data import DataSet, make_space
+from potstill.functional import choose_strategy
+from potstill.methods.api import Context, Cost, Plan, SynthBlock
+from potstill.nets import FlatNet, build, describe, flops
+from potstill.run.config import Run, resolved
+
+GRAPH_FLOPS = 2**25
+"""Forward work of an image from which on a CPU is faster through the whole graph in eager mode
+(0.74 of a plain implementation's time) than through compiled steps of the adjoint (0.87)."""
+
+
+def preflight(
+    run: Run,
+    data: DataSet,
+    plan: Plan | None = None,
+    *,
+    store: Store | None = None,
+    workers: int = 1,
+) -> tuple[Context, Cost]:
+    """Check a run against its data and resolve its plan, before anything costs time.
+
+    A plan that is given (of a run that is resumed) stands as it is.
+
+    Raises:
+        InputError: for settings that cannot work.
+    """
+    if data.n_classes < 2:
+        raise InputError(
+            f"{run.data} has one class only ({data.classes[0]!r}); at least 2 are needed."
+        )
+    run = resolved(run, data)
+    module = build(
+        run.net,
+        channels=data.channels,
+        size=data.size,
+        classes=data.n_classes,
+        seed=run.seed,
+        key=("student",),
+    )
+    smallest = int(torch.bincount(data.train.labels, minlength=data.n_classes).argmin())
+    count = int((data.train.labels == smallest).sum())
+    if run.ipc > count and not run.replacement:
+        raise InputError(
+            f"ipc {run.ipc} is larger than class {data.classes[smallest]!r}, which has {count} "
+            "training images (a part is kept for validation); lower ipc or add --replacement."
+        )
+    if run.select_every and not hasattr(run.method, "iterations"):
+        name = type(run.method).__name__.lower()
+        raise InputError(
+            f"select_every is for methods that improve their images step by step; {name} does not."
+        )
+    one = Compute(threads=1)
+    until_the_cost_is_known = Plan(strategy="adjoint", window=one, tasks=one, memory=run.budget)
+    ctx = Context(
+        data=data,
+        space=make_space(run.normaliser, data),
+        net=FlatNet(module),
+        net_spec=run.net,
+        ipc=run.ipc,
+        seed=run.seed,
+        plan=plan or until_the_cost_is_known,
+        synth=(SynthBlock(ipc=run.ipc),),
+        replacement=run.replacement,
+        store=store,
+    )
+    run.method.check(ctx)
+    cost = run.method.cost(ctx)
+    if run.strategy != "auto" and not cost.graph_bytes:
+        raise InputError(
+            f"strategy {run.strategy!r} is for methods with an unrolled gradient; "
+            f"{type(run.method).__name__.lower()} has none."
+        )
+    if plan is None:
+        ctx = replace(ctx, plan=resolve(run, ctx, cost, workers=workers))
+    return ctx, cost
+
+
+def plan_lines(
+    run: Run, data: DataSet, store: Store | None = None, *, workers: int = 1
+) -> list[str]:
+    """Return what a run will need, as lines for people."""
+    run = resolved(run, data)
+    ctx, cost = preflight(run, data, store=store, workers=workers)
+    return [
+        plan_line(run, ctx, cost),
+        *([_gradient_line(run, cost)] if cost.graph_bytes else []),
+        *cost.notes,
+    ]
+
+
+def _gradient_line(run: Run, cost: Cost) -> str:
+    """Return what both ways of the unrolled gradient need."""
+    return (
+        f"graph of all student steps: {cost.graph_bytes / 2**20:.0f} MiB; adjoint: "
+        f"{cost.adjoint_bytes / 2**20:.0f} MiB; budget {run.budget / 2**30:g} GiB; "
+        f"{cost.steps} outer steps"
+    )
+
+
+def plan_line(run: Run, ctx: Context, cost: Cost) -> str:
+    """Return data, network, plan and disk of a run in one line."""
+    plan = ctx.plan
+    need = cost.graph_bytes if plan.strategy == "graph" else cost.adjoint_bytes
+    gradient = f"gradient {plan.strategy} ({need / 2**20:.0f} MiB), {plan.window.describe()}; "
+    return (
+        f"{run.data}: {len(ctx.data.train)} training images, {ctx.data.n_classes} classes, "
+        f"{ctx.data.channels}x{ctx.data.size[0]}x{ctx.data.size[1]}; ipc {run.ipc}; "
+        f"{describe(run.net)}; {ctx.space.describe()}; {gradient if need else ''}"
+        f"experts and checks {plan.tasks.describe()}; "
+        f"experts on disk {cost.disk_bytes / 2**20:.0f} MiB"
+    )
+
+
+def resolve(run: Run, ctx: Context, cost: Cost, *, workers: int = 1) -> Plan:
+    """Return strategy, device, threads, precision, compilation and memory of a run.
+
+    A wish of the run wins. Tasks side by side share torch's threads, the outer steps have all of
+    them. Compiled student steps need the adjoint. Networks with parts from elsewhere, which might
+    not compile, are compiled only if asked for.
+
+    Raises:
+        InputError: for a wish that this machine cannot grant.
+    """
+    module = ctx.net.load(ctx.net.theta0)
+    work = flops(module, ctx.data.channels, ctx.data.size)
+    compiles = ctx.net.known or run.compile == "on"
+    tasks = choose(
+        run.wish.among(workers),
+        order=1,
+        flops=work,
+        images=cost.task_images,
+        steps=cost.task_steps,
+        compiles=compiles,
+    )
+    if not cost.graph_bytes:  # outer steps that differentiate nothing, on the CPU
+        window = Compute(threads=run.threads or torch.get_num_threads())
+        return Plan(strategy="adjoint", window=window, tasks=tasks, memory=run.budget)
+    window = choose(
+        replace(run.wish, compile="off") if run.strategy == "graph" else run.wish,
+        order=2,
+        flops=work,
+        images=cost.window_images,
+        steps=cost.window_steps,
+        compiles=compiles,
+    )
+    strategy = choose_strategy(run.strategy, predicted=cost.graph_bytes, budget=run.budget)
+    free = run.strategy == "auto" and run.compile == "auto" and window.device == "cpu"
+    if free and strategy == "graph" and work > GRAPH_FLOPS:
+        window = replace(window, compiled=False)
+    strategy = "adjoint" if window.compiled else strategy
+    return Plan(strategy=strategy, window=window, tasks=tasks, memory=run.budget)

@@ -1,0 +1,59 @@
+"""A finished run beside the published number of its recipe."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from potstill.artefact import DistilledSet, load
+from potstill.core.spec import differences, to_json
+from potstill.evaluation.regimes import own_regime
+from potstill.job import eval_rows
+from potstill.nets import describe
+from potstill.recipes import Recipe
+from potstill.run import Run, recorded_plan
+
+ALWAYS = (
+    "Always different here: a validation part is kept from training and selection reads it, never "
+    "the test part; beta stays positive."
+)
+LOW = "Experts were trained in bfloat16 (autocast), published ones in float32."
+FREE = ("seed", "memory", "strategy", "threads", "device", "compile")
+"""Settings of a run in which it does not depart from its recipe."""
+
+
+def verdict(recipe: Recipe, run: Run, path: Path) -> str:
+    """Compare a run with the published number: met, below, or not comparable (reasons).
+
+    A run is comparable if it has the recipe's settings and images of its shape and classes.
+    """
+    s = load(path)
+    own = {"name": "distilled", "net": describe(s.net), "regime": own_regime(s), "prefix": None}
+    rows = [r for r in eval_rows(path) if all(r.get(key) == own[key] for key in own)]
+    row = max((r for r in rows if r["protocol"] == "strict"), key=lambda r: r["n"])
+    got = f"{100 * row['mean']:.2f} ± {100 * (row['std'] or 0):.2f} % (n = {row['n']})"
+    spread = 0.0 if recipe.published.std is None else recipe.published.std
+    published = f"{recipe.published.accuracy} ± {spread} %"
+    reasons = [*_changes(recipe, run, s), *recipe.differs]
+    if reasons:
+        outcome = f"not comparable ({'; '.join(reasons)})"
+    elif 100 * row["mean"] >= recipe.published.accuracy - spread:
+        outcome = "met"
+    else:
+        outcome = "below (the published number is the best test accuracy over checkpoints)"
+    low = recorded_plan(path).tasks.precision == "bfloat16"
+    notes = f"{ALWAYS} {LOW}" if low else ALWAYS
+    return f"published {published}, here {got}: {outcome}. {notes}"
+
+
+def _changes(recipe: Recipe, run: Run, s: DistilledSet) -> list[str]:
+    """Return in what a run departs from its recipe."""
+    if run.scale != "full":
+        return [f"scale {run.scale}: smaller counts"]
+    free = (*FREE, "precision") if run.precision == "float32" else FREE
+    own = {name: getattr(run, name) for name in free}
+    wanted = dataclasses.replace(recipe.make(run.data), **own)
+    found = differences(to_json(wanted), to_json(run))
+    if (shape := s.shape) != recipe.shape or len(s.classes) != recipe.classes:
+        found.append(f"{len(s.classes)} classes of images {shape} are not {recipe.data}")
+    return found
