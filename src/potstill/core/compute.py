@@ -21,10 +21,11 @@ import torch
 from potstill.core.errors import InputError, unknown
 from potstill.core.spec import record
 
-FIRST_ORDER_FLOPS = 10**13
-"""Forward and backward work from which on compiling pays on a CPU (about 2 minutes of a core)."""
-SECOND_ORDER_FLOPS = 10**14
-"""The same for differentiated steps, which take 1 to 2 minutes to compile and gain less."""
+FIRST_ORDER_FLOPS = 3 * 10**12
+"""Forward and backward work from which on compiling pays on a CPU: about a minute of a core, which
+compiled code halves, for some 20 seconds of the compiler (5 when it finds the work in its cache)."""
+SECOND_ORDER_FLOPS = 2 * 10**13
+"""The same for differentiated steps, which take about a minute to compile and gain less."""
 CUDA_STEPS = 20_000
 """Steps from which on compiling pays on a GPU, where small batches wait for launches."""
 NO_GPU = "there is no GPU that torch can use"
