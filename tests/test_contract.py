@@ -15,6 +15,7 @@ from potstill.engine import Tasks, run_tasks
 from potstill.experts import ExpertPlan
 from potstill.functional import accuracy
 from potstill.methods import METHODS
+from potstill.methods.boost import Boost
 from potstill.methods.chosen import Use
 from potstill.methods.coreset import Herding, KCenter, KMedoids, Random
 from potstill.methods.inner import Inner
@@ -52,6 +53,17 @@ SMALL = {
         lr_lr=0.01,
         evaluation_steps=60,
     ),
+    "boost": Boost(
+        base=RaTBPTT(
+            iterations=3,
+            window=Window(length=2, total=4),
+            inner=Inner(lr=0.01),
+            real=RealImages(batch=100),
+            labels="raw",
+            image_init="real",
+            evaluation_steps=60,
+        ),
+    ),
     "random": Random(use=USE),
     "herding": Herding(training=ONE, use=USE),
     "k-center": KCenter(training=ONE, use=USE),
@@ -74,6 +86,12 @@ WRONG = {
         {"lr_lr": -1},
         {"labels": "fancy"},
         {"image_init": "fancy"},
+    ],
+    "boost": [
+        {"blocks": 0},
+        {"beta": -0.1},
+        {"beta": 1.5},
+        {"beta": float("nan")},
     ],
     **{name: [{"keep": "middle"}] for name in ("forgetting", "el2n")},
 }

@@ -19,7 +19,7 @@ from potstill.evaluation import Result, evaluate
 from potstill.evaluation.protocol import STRICT, whole_recipe
 from potstill.evaluation.regimes import own_regime
 from potstill.experts import ExpertSpec, ImportedExpert
-from potstill.methods import METHODS, Plan
+from potstill.methods import Plan, method_of
 from potstill.nets import NetSpec, describe
 from potstill.recipes import scaled
 from potstill.run import Run, Where, distil, preflight, read_run, recorded_data, recorded_plan
@@ -60,7 +60,7 @@ def distill(
         InputError: for bad settings or data.
         WorkError: if the work failed.
     """
-    spec = METHODS.get(method)() if isinstance(method, str) else method
+    spec = method_of(method) if isinstance(method, str) else method
     source = data if isinstance(data, str) else f"cached:{data.ref.identity}"
     validation = 0.1 if isinstance(data, str) else data.ref.validation
     limit = None if isinstance(data, str) else data.ref.limit

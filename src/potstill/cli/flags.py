@@ -107,7 +107,21 @@ def _settings(default: Run, *more: type, missing: Sequence[str] = ()) -> type[An
     """
     import tyro
 
-    own = {"method": type(default.method), "recipe": tyro.conf.Suppress[str | None]}
+    method = _typed(default.method)
+    own = {"method": type(method), "recipe": tyro.conf.Suppress[str | None]}
+    return _flags_of(dataclasses.replace(default, method=method), own, *more, missing=missing)
+
+
+def _typed(method: Any) -> Any:
+    """Return a method whose type knows that of the method it wraps, if it wraps one."""
+    base = getattr(method, "base", None)
+    return method if base is None else _as(_flags_of(method, {"base": type(base)}), method)
+
+
+def _flags_of(
+    default: Any, own: dict[str, Any], *more: type, missing: Sequence[str] = ()
+) -> type[Any]:
+    """Return a class of the fields of `default`, which are their defaults, some of `own` types."""
     fields = [
         (
             f.name,
@@ -119,13 +133,13 @@ def _settings(default: Run, *more: type, missing: Sequence[str] = ()) -> type[An
     ]
     bases, space = (type(default), *more), {"__module__": type(default).__module__}
     return dataclasses.make_dataclass(
-        "Settings", fields, bases=bases, namespace=space, frozen=True, kw_only=True
+        type(default).__name__, fields, bases=bases, namespace=space, frozen=True, kw_only=True
     )
 
 
 def run_from(arguments: list[str], name: str) -> tuple[Run, Any]:
     """Return the run that the arguments of `distill` or `plan` describe, and the other flags."""
-    from potstill.methods import METHODS
+    from potstill.methods import method_of
     from potstill.nets import NetSpec
     from potstill.recipes import SCALES, from_recipe, scaled
     from potstill.run import Run
@@ -153,7 +167,7 @@ def run_from(arguments: list[str], name: str) -> tuple[Run, Any]:
             raise InputError(
                 "Name the images with --data, folder:DIR for example (see `potstill datasets`)."
             )
-        spec = METHODS.get(method or "mtt")()
+        spec = method_of(method or "mtt")
         ipc, rest = taken(rest, "--ipc")
         if ipc is None and not asked:
             raise InputError("Say how many images a class are wanted: --ipc N.")
@@ -179,4 +193,10 @@ def run_from(arguments: list[str], name: str) -> tuple[Run, Any]:
         name=f"{name} RECIPE" if name == "reproduce" else name,
         text=f"{text} {about} at scale {scale} has the defaults below.",
     )
-    return Run(**{f.name: getattr(found, f.name) for f in dataclasses.fields(Run)}), found
+    settings = {f.name: getattr(found, f.name) for f in dataclasses.fields(Run)}
+    return Run(**{**settings, "method": _as(type(default.method), found.method)}), found
+
+
+def _as(cls: type[T], settings: Any) -> T:
+    """Return settings as an instance of a class with the same fields."""
+    return cls(**{f.name: getattr(settings, f.name) for f in dataclasses.fields(cls)})  # pyrefly: ignore[bad-argument-type]

@@ -23,7 +23,7 @@ from potstill.core.spec import record
 
 FIRST_ORDER_FLOPS = 3 * 10**12
 """Forward and backward work from which on compiling pays on a CPU: about a minute of a core, which
-compiled code halves, for some 20 seconds of the compiler (5 when it finds the work in its cache)."""
+compiled code halves, for some 20 seconds of the compiler (5 with the work in its cache)."""
 SECOND_ORDER_FLOPS = 2 * 10**13
 """The same for differentiated steps, which take about a minute to compile and gain less."""
 CUDA_STEPS = 20_000

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -31,12 +31,13 @@ class SynthBlock:
     """One block of distilled images: `ipc` a class, moved at `lr_scale` times the step size.
 
     A block with lr_scale 0 is frozen: it stays outside the optimizer and must bring its images
-    (model-input space, class-major).
+    (model-input space, class-major). `labels` [C * ipc, C] are learned ones that it brings.
     """
 
     ipc: int
     lr_scale: float = 1.0
     images: Tensor | None = None
+    labels: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.ipc < 1 or not self.lr_scale >= 0:
@@ -149,3 +150,18 @@ class Method(Protocol[S]):
 
 
 METHODS: Registry[type] = Registry("method")
+
+
+def method_of(name: str) -> Any:
+    """Return a method with its defaults; "boost:mtt" is a schedule over another method.
+
+    Raises:
+        InputError: for an unknown method, or one that wraps none.
+    """
+    outer, _, base = name.partition(":")
+    cls = METHODS.get(outer)
+    if not base:
+        return cls()
+    if "base" not in {f.name for f in fields(cls)}:
+        raise InputError(f"The method {outer} wraps no other, so {name!r} says nothing.")
+    return cls(base=METHODS.get(base)())

@@ -132,7 +132,12 @@ class RaTBPTT:
         images, labels = first_images(ctx, self.image_init), ()
         if self._soft:
             parts = labels_of(ctx).split([len(x) for x in images])
-            labels = tuple(F.one_hot(part, ctx.data.n_classes).float() for part in parts)
+            labels = tuple(
+                F.one_hot(part, ctx.data.n_classes).float()
+                if block.labels is None
+                else block.labels
+                for part, block in zip(parts, ctx.synth, strict=True)
+            )
         return begun(images, labels, torch.tensor(self.inner.lr), self._rates(ctx))
 
     def step(self, ctx: Context, state: State, it: int) -> tuple[State, Metrics]:
