@@ -97,8 +97,9 @@ def plain_network(x: Setting, test: Tensor, seed: int) -> float:
 
 def our_network(x: Setting, version: str, seed: int, folder: Path) -> float:
     """Train and test a network by potstill; `folder` holds the set."""
+    own = Distilled(digest=set_digest(x.s))
     spec = EvalSpec(
-        what=Distilled(digest=set_digest(x.s)),
+        what=own,
         net=x.s.net,
         train=x.s.recipe,
         seed=seed,
@@ -107,7 +108,7 @@ def our_network(x: Setting, version: str, seed: int, folder: Path) -> float:
         compute=common.first_order(version, x.threads),
     )
     with tempfile.TemporaryDirectory() as out:
-        evaluate_one(spec, {"set": str(folder)}, Path(out))
+        evaluate_one(spec, {own.digest: str(folder)}, Path(out))
         return read_json(Path(out) / "result.json")["test"]
 
 

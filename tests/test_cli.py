@@ -103,7 +103,8 @@ def test_help_of_distill_explains_every_flag(capsys):
     said = " ".join(text.replace("│", " ").split())
     for flag in (
         *("--engine STR", "--workers INT", "--store {None}|PATH", "--device {auto,cpu,cuda}"),
-        *("--precision {auto,float32,bfloat16}", "--compile {auto,on,off}", "--memory FLOAT|STR"),
+        *("--precision {auto,float32,bfloat16}", "--compile {auto,on,off}"),
+        "--memory {None}|FLOAT|STR",
     ):
         assert flag in said
     assert "--evaluate, --no-evaluate Score the set" in said

@@ -133,7 +133,10 @@ def test_a_wish_that_cannot_be_granted_is_one_sentence(monkeypatch):
 
 @pytest.mark.parametrize(
     ("field", "wrong"),
-    [("device", "tpu"), ("precision", "float16"), ("compile", "yes"), ("threads", 0)],
+    [
+        *(("device", "tpu"), ("precision", "float16"), ("compile", "yes")),
+        *(("threads", 0), ("threads", 1025), ("threads", 10**20)),
+    ],
 )
 def test_wrong_wishes_are_refused(field, wrong):
     for kind in (Wish, lambda **change: replace(RUN, **change)):
@@ -201,11 +204,23 @@ def test_memory_is_a_size(text, gib):
 
 
 @pytest.mark.parametrize(
-    "wrong", ["much", "", "-1", "8GB8", "i", "0", "0MiB", 0, -2.0, float("nan")]
+    "wrong", ["much", "", "-1", "8GB8", "i", "0", "0MiB", "9" * 400 + "GiB", 0, -2.0, float("nan")]
 )
 def test_memory_refuses_rubbish(wrong):
     with pytest.raises(InputError, match=r"memory must be a size above 0 such as 8GiB.*not "):
         replace(RUN, memory=wrong)
+
+
+def test_memory_not_given_is_4_gib_or_half_of_the_gpus(monkeypatch):
+    assert RUN.memory is None
+    assert from_json(json.loads(json.dumps(to_json(RUN)))) == RUN
+    free = replace(RUN, device="auto")
+    assert RUN.budget == free.budget == replace(RUN, device="cuda").budget == 4 * 2**30
+    able(monkeypatch, gpu=True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1, 80 * 2**30))
+    assert free.budget == replace(RUN, device="cuda").budget == 40 * 2**30
+    assert RUN.budget == 4 * 2**30
+    assert replace(free, memory=3).budget == 3 * 2**30
 
 
 def test_sizes_in_bytes():
@@ -361,9 +376,11 @@ def test_the_plan_is_said_in_one_line(monkeypatch):
     line, needs, *_ = plan_lines(replace(RUN, compile="on", memory="512MiB"), data)
     assert "gradient adjoint (" in line
     assert "MiB), 1 thread, compiled float32; experts and checks 1 thread, compiled" in line
-    assert "budget 0.5 GiB" in needs
+    assert "; budget 512 MiB; " in needs
     line, *_ = plan_lines(replace(RUN, method=Random()), data)
-    assert "gradient" not in line
+    assert not any(word in line for word in ("gradient", "experts", "checks", "eager"))
+    line, *_ = plan_lines(replace(RUN, method=Herding()), data)
+    assert "experts and checks 1 thread, eager float32; experts on disk " in line
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     line, *_ = plan_lines(replace(RUN, threads=None), data, workers=2)
     assert "4 threads, eager float32; experts and checks 2 threads, eager float32" in line

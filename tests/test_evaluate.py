@@ -395,6 +395,16 @@ def test_score_edges_and_percentages_refused(gap, score):
             label_robust(real_hard=0.8, syn_hard=0.5, syn_any=bad, rdm_any=0.3)
 
 
+def test_what_the_machine_cannot_do_is_refused_before_images_are_compared(tmp_path, monkeypatch):
+    monkeypatch.setattr("potstill.evaluation.matched.images_of", lambda *_: pytest.fail("too late"))
+    monkeypatch.setattr("potstill.core.compute.no_compiler", lambda device: "no hammer")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    s, store = toy_set(toy_data()), Store(tmp_path)
+    for wish, why in ((Wish(device="cuda"), "no GPU"), (Wish(compile="on"), "no hammer")):
+        with pytest.raises(InputError, match=why):
+            evaluate(s, store=store, wish=wish)
+
+
 def test_how_to_compute_is_chosen_a_network_from_all_its_work(tmp_path, monkeypatch):
     asked, bfloat16 = [], Compute(threads=1, precision="bfloat16")
 
@@ -403,6 +413,7 @@ def test_how_to_compute_is_chosen_a_network_from_all_its_work(tmp_path, monkeypa
         return bfloat16 if len(asked) == 2 else Compute(threads=1)
 
     monkeypatch.setattr("potstill.evaluation.computing.choose", chosen)
+    monkeypatch.setattr("potstill.core.compute.no_compiler", lambda device: "")
     data, store, wish = toy_data(), Store(tmp_path), Wish(threads=1, compile="on")
     whole = replace(RECIPE, segments=(Segment(epochs=2),), batch=64)
     nets = ("convnet1", "mlp")

@@ -20,6 +20,7 @@ from potstill.report.pools import HEAD, pool_cells
 from potstill.run import read_run
 
 COUNTS = ["--scale", "smoke", "--threads", "1", "--limit", "20"]
+EAGER = "1 thread, eager float32"
 RUN = ["--data", "digits", *COUNTS, "--net", "convnet1", "--net.width", "4"]
 
 
@@ -95,7 +96,7 @@ def test_training_by_recipe_in_processes_with_gsam(say, store):
     rows = [torch.stack([Trajectory(p.entries[0].folder).row(2)]) for p in found.values()]
     assert not torch.equal(*rows)
     trained = {pool_cells(pool)[5] for pool in found.values()}
-    both = ("2 epochs, SGD lr 0.01, ", "batch 256")
+    both = ("2 epochs, SGD lr 0.01, ", f"batch 256, {EAGER}")
     assert trained == {"".join(both), "GSAM 0.01 / 0.3, ".join(both)}
     assert "4 experts in 2 pools" in say("list --store s")
 
@@ -138,13 +139,17 @@ def test_list(say, store):
     assert cells["data"] == f"{open_data('digits').ref.identity[:8]} digits"
     assert cells["network"] == "convnet1 width 4"
     assert cells["normaliser"] == "0.308 / 0.376"
-    assert cells["training"] == "2 epochs, SGD lr 0.01, batch 256"
+    assert cells["training"] == f"2 epochs, SGD lr 0.01, batch 256, {EAGER}"
     assert cells["seed"] == "0"
     assert cells["validation %"].startswith(f"{mean:.1f} ± ")
     assert cells["age"].endswith(" s")
     say("train --store s", *RUN, "--normaliser", "zca-mtt", "--method.experts.momentum", "0.5")
     other = next(p for p in pools(store) if p.name != pool.name)
-    assert pool_cells(other)[4:6] == ("zca-mtt", "2 epochs, SGD lr 0.01, momentum 0.5, batch 256")
+    training = f"2 epochs, SGD lr 0.01, momentum 0.5, batch 256, {EAGER}"
+    assert pool_cells(other)[4:6] == ("zca-mtt", training)
+    say("train --store s", *RUN, "--precision", "bfloat16", "--compile", "off")
+    trainings = [pool_cells(each)[5] for each in pools(store)]
+    assert cells["training"].replace("float32", "bfloat16") in trainings
 
 
 def test_what_nobody_can_read_is_listed_and_removed(say, store):

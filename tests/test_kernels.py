@@ -239,13 +239,35 @@ def test_a_wrong_device_is_refused():
         predict(net, net.theta0, x, compute=cuda)
 
 
-def test_what_cannot_be_compiled_is_said():
+def test_what_is_compiled_for_a_function_of_the_users_is_for_that_network_only(
+    monkeypatch, tmp_path
+):
+    (tmp_path / "moody.py").write_text(
+        "from torch import nn\n"
+        "acts = [nn.Tanh, nn.Sigmoid]\n"
+        "def net(*, channels, size, classes):\n"
+        "    layer = nn.Linear(channels * size[0] * size[1], classes)\n"
+        "    return nn.Sequential(nn.Flatten(), acts.pop()(), layer)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    shape, x = {"channels": 3, "size": (SIDE, SIDE), "classes": K}, batch_of(2)[0]
+    for name, alike in (("module:moody.net", False), ("convnet1", True)):
+        nets = [flat(NetSpec(name=name), **shape, seed=seed) for seed in range(2)]
+        one, other = (kernels._Kind.of(net, net.theta0, x, 2) for net in nets)
+        assert (one == other) == alike
+
+
+def test_what_cannot_be_compiled_is_said(monkeypatch, tmp_path):
     def odd(x):
         print("a graph cannot print")
         return x + 1
 
     with pytest.raises(WorkError, match=r"torch\.compile failed"):
         compiled(odd)(torch.zeros(2))
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    with pytest.raises(WorkError, match=r"torch\.compile failed .*file.*use --compile off"):
+        compiled(lambda x: x.cos() + 2)(torch.zeros(2))
 
 
 def test_the_compilers_cache_lies_in_the_users_cache(monkeypatch, tmp_path):

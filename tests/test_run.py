@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import potstill.run.runner as runner
+import potstill.run.shared as shared
 from potstill.artefact import load
 from potstill.core.errors import InputError
 from potstill.core.files import locked, write_json
@@ -262,14 +263,14 @@ def test_the_folder_belongs_to_one_process_and_one_configuration(tmp_path, whole
 
 
 def test_a_race_for_one_folder_has_one_winner(tmp_path, monkeypatch):
-    out, real = tmp_path / "run", runner.preflight
+    out, real = tmp_path / "run", shared.preflight
 
     def overtaken(run, data, plan=None, **more):
-        monkeypatch.setattr(runner, "preflight", real)
+        monkeypatch.setattr(shared, "preflight", real)
         distil(tiny(seed=1), out)
         return real(run, data, plan, **more)
 
-    monkeypatch.setattr(runner, "preflight", overtaken)
+    monkeypatch.setattr(shared, "preflight", overtaken)
     with pytest.raises(InputError, match="seed: 1 -> 0"):
         distil(tiny(), out)
     assert runner.read_run(out).seed == 1
@@ -299,7 +300,7 @@ def test_a_spoilt_configuration_is_one_sentence(config, tmp_path):
 
 
 def test_resume_of_a_finished_run_does_nothing(whole, monkeypatch):
-    monkeypatch.setattr(runner, "open_run_data", None)
+    monkeypatch.setattr(shared, "open_run_data", None)
     times = {path: path.stat().st_mtime_ns for path in whole[0].rglob("*")}
     assert torch.equal(resume(whole[0]).images, load(whole[0]).images)
     assert times == {path: path.stat().st_mtime_ns for path in whole[0].rglob("*")}

@@ -272,6 +272,12 @@ def test_only_known_parts_are_separable():
     assert FlatNet(torch.nn.Sequential(flat, linear)).separable
     assert not FlatNet(torch.nn.Sequential(flat, Odd(), linear)).separable
     assert not FlatNet(torch.nn.Sequential(flat, linear, torch.nn.BatchNorm1d(2))).separable
+    for keeps in (False, True):  # running statistics, which parts filled up would change
+        norm = torch.nn.InstanceNorm2d(3, track_running_stats=keeps)
+        net = FlatNet(torch.nn.Sequential(norm, flat, linear))
+        assert net.separable != keeps
+        net.eval()
+        assert net.separable
 
 
 def test_a_last_batch_of_one_image_is_refused_where_batch_norm_cannot_take_it():

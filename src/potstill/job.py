@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from potstill.artefact import DistilledSet, load, remember
+from potstill.artefact import DistilledSet, remember
 from potstill.core.compute import Wish
 from potstill.core.errors import InputError
 from potstill.core.files import write_text
 from potstill.core.log import Quiet, Reporter
 from potstill.coresets import Features, expert_features
-from potstill.data import DataSet, open_data
+from potstill.data import DataSet
 from potstill.engine import Tasks
 from potstill.evaluation import Result, evaluate
 from potstill.evaluation.protocol import STRICT, whole_recipe
@@ -22,7 +22,7 @@ from potstill.experts import ExpertSpec, ImportedExpert
 from potstill.methods import Plan, method_of
 from potstill.nets import NetSpec, describe
 from potstill.recipes import scaled
-from potstill.run import Run, Where, distil, preflight, read_run, recorded_data, recorded_plan
+from potstill.run import Run, Where, distil, opened, preflight
 
 
 def distill(
@@ -92,6 +92,7 @@ def score(
     protocol: str = "strict",
     regimes: Sequence[str] = (),
     prefix: int | None = None,
+    beside: Sequence[str | Path] = (),
     baselines: bool = True,
     whole: bool = False,
     wish: Wish | None = None,
@@ -103,25 +104,18 @@ def score(
     k-means looks at the features of the run's first expert where it has any, else at pixels; the
     same expert, at its last epoch, is the teacher of the regime `soft`. What `wish` leaves open is
     as the run was asked for; threads are those of its experts. `prefix` scores the first so many
-    blocks.
+    blocks; `beside` are folders of other sets, cut to as many images a class.
 
     Raises:
         InputError: for a folder that is neither, or data that are not those of the set.
     """
-    where, report, path = where or Where(), report or Quiet(), Path(path).expanduser()
-    if path.name == "distilled" and (path.parent / "config.json").is_file():
-        path = path.parent
-    s = load(path)
-    run = read_run(path) if (path / "config.json").is_file() else None
-    real = _real(s, run, path, data)
+    where, report, known = where or Where(), report or Quiet(), opened(path, data, wish)
+    path, s, run, real = known.path, known.s, known.run, known.data
     features = teacher = None
-    wish = wish or Wish()
     if run is not None and real is not None:
         eval_rows(path)  # refuses damaged ones before anything is trained
-        wish = wish.filled(run.wish)
-        if (plan := _plan(path)) is not None:
-            wish = wish.filled(Wish(threads=plan.tasks.threads))
-            teacher, features = _first_expert(run, real, plan, where)
+        if known.plan is not None:
+            teacher, features = _first_expert(run, real, known.plan, where)
     with report.phase("evaluating", 1) as advance:
         result = evaluate(
             path / "distilled" if run is not None else path,
@@ -131,6 +125,7 @@ def score(
             seeds=seeds,
             regimes=regimes,
             prefix=prefix,
+            beside=beside,
             baselines=baselines,
             whole=whole_recipe() if whole else None,
             features=features,
@@ -138,7 +133,7 @@ def score(
             store=where.open_store(),
             engine=where.engine,
             workers=where.workers,
-            wish=wish.among(where.workers),
+            wish=known.wish.among(where.workers),
             on_done=lambda done, total: advance(done, total=total),
         )
     if run is not None:
@@ -148,14 +143,6 @@ def score(
             kept = {"mean": row.mean, "std": row.std, "n": row.n, "net": row.net}
             remember(path / "distilled", {**kept, "protocol": row.protocol})
     return result
-
-
-def _plan(path: Path) -> Plan | None:
-    """Return the plan of a run; None for one of an earlier version."""
-    try:
-        return recorded_plan(path)
-    except InputError:
-        return None
 
 
 def _keep(path: Path, result: Result) -> None:
@@ -183,20 +170,6 @@ def eval_rows(path: Path) -> list[dict[str, Any]]:
         return [dict(json.loads(line)) for line in file.read_text().splitlines()]
     except (ValueError, TypeError, OSError) as error:
         raise InputError(f"{file} is damaged; mend or remove it.") from error
-
-
-def _real(s: DistilledSet, run: Run | None, path: Path, data: str | None) -> DataSet | None:
-    if data is None:
-        return None if run is None else recorded_data(path)
-    read = s.origin.reading
-    return open_data(
-        data,
-        resize=read.resize,
-        fit=read.fit,
-        classes=read.classes,
-        validation=s.ref.validation,
-        limit=s.ref.limit,
-    )
 
 
 def _first_expert(

@@ -1,4 +1,4 @@
-"""What a distilled set says about its images: hard or soft targets."""
+"""What a distilled set says about its images: hard or soft targets; what both have to be."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from potstill.core.errors import InputError
+from potstill.data.space import Space
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,3 +69,21 @@ def check_targets(targets: Targets, count: int, classes: int) -> None:
         raise InputError(f"Soft targets must be {[count, classes]}, not {list(values.shape)}.")
     elif not bool(((values >= 0) & values.isfinite()).all()):
         raise InputError("Soft targets must be finite and at least 0; take the softmax of logits.")
+
+
+def check_images(images: Tensor, space: Space) -> None:
+    """Refuse images that are not finite floating [N, C, H, W] in the space.
+
+    Raises:
+        InputError: if they are not.
+    """
+    if images.ndim != 4 or not images.is_floating_point() or 0 in images.shape:
+        found = f"{images.dtype} {list(images.shape)}"
+        raise InputError(f"Distilled images must be floating [N, C, H, W], not {found}.")
+    if space.channels != images.shape[1]:
+        channels = f"{space.channels} channels, the images have {images.shape[1]}"
+        raise InputError(f"The normaliser has {channels}.")
+    space.check(images.shape)
+    bad = int((~images.isfinite()).flatten(1).any(1).sum())
+    if bad:
+        raise InputError(f"{bad} of the {len(images)} distilled images hold NaN or infinity.")

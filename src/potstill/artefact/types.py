@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from potstill.artefact.targets import Hard, Targets, check_targets
+from potstill.artefact.targets import Hard, Targets, check_images, check_targets
 from potstill.artefact.use import Deployed, Loader, trained
 from potstill.core.errors import InputError
 from potstill.core.spec import record
@@ -129,7 +129,7 @@ class DistilledSet:
     blocks: tuple[Block, ...] = ()
 
     def __post_init__(self) -> None:
-        _check_images(self.images, self.space)
+        check_images(self.images, self.space)
         check_targets(self.targets, len(self.images), len(self.classes))
         wanted = "ce" if isinstance(self.targets, Hard) else "soft_ce"
         if self.recipe.loss != wanted:
@@ -182,13 +182,29 @@ class DistilledSet:
                 f"The set has {len(self.blocks)} block{'s'[: len(self.blocks) != 1]}; a prefix "
                 f"takes the first 1 to {len(self.blocks)}, not {blocks}."
             )
-        stop = self.blocks[blocks - 1].stop
+        rows = torch.arange(self.blocks[blocks - 1].stop)
+        return replace(self.taken(rows), blocks=self.blocks[:blocks])
+
+    def cut(self, ipc: int) -> DistilledSet:
+        """Return the set of the first so many images of each class, to be used like any other.
+
+        Raises:
+            InputError: if a class has fewer.
+        """
+        if not 1 <= ipc <= min(self.ipc):
+            raise InputError(f"A cut leaves 1 to {min(self.ipc)} images a class, not {ipc}.")
+        of_each = [(self.targets.classes == k).nonzero()[:ipc, 0] for k in range(len(self.classes))]
+        return self.taken(torch.cat(of_each).sort().values)
+
+    def taken(self, rows: Tensor) -> DistilledSet:
+        """Return the set of some of its images, int64 rows, without blocks."""
+        own = tuple(self.origin.rows[k] for k in rows.tolist()) if self.origin.rows else ()
         return replace(
             self,
-            images=self.images[:stop].clone(),
-            targets=type(self.targets)(self.targets.values[:stop].clone()),
-            blocks=self.blocks[:blocks],
-            origin=replace(self.origin, accuracy="{}", rows=self.origin.rows[:stop]),
+            images=self.images[rows],
+            targets=type(self.targets)(self.targets.values[rows]),
+            blocks=(),
+            origin=replace(self.origin, accuracy="{}", rows=own),
         )
 
     def loader(self, *, batch_size: int = 256, shuffle: bool = True, seed: int = 0) -> Loader:
@@ -224,16 +240,3 @@ class DistilledSet:
             "targets": self.targets.values.nbytes,
             "normaliser": self.space.nbytes(),
         }
-
-
-def _check_images(images: Tensor, space: Space) -> None:
-    if images.ndim != 4 or not images.is_floating_point() or 0 in images.shape:
-        found = f"{images.dtype} {list(images.shape)}"
-        raise InputError(f"Distilled images must be floating [N, C, H, W], not {found}.")
-    if space.channels != images.shape[1]:
-        channels = f"{space.channels} channels, the images have {images.shape[1]}"
-        raise InputError(f"The normaliser has {channels}.")
-    space.check(images.shape)
-    bad = int((~images.isfinite()).flatten(1).any(1).sum())
-    if bad:
-        raise InputError(f"{bad} of the {len(images)} distilled images hold NaN or infinity.")

@@ -14,7 +14,9 @@ from potstill.cli.flags import one, parse, run_from
 from potstill.cli.imports import import_command
 from potstill.cli.listings import LISTINGS
 from potstill.cli.options import EvaluateFlags, ResumeFlags, Score
+from potstill.cli.studies import study
 from potstill.core.errors import InputError, WorkError, unknown
+from potstill.core.torchrun import rank
 
 if TYPE_CHECKING:
     from potstill.core.compute import Wish
@@ -31,6 +33,8 @@ def run(arguments: list[str]) -> int:
     """Run one command and return its exit code."""
     from potstill import __version__
 
+    if rank() and not _together(arguments):
+        return 0
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         _print_help()
         return 0
@@ -45,7 +49,7 @@ def run(arguments: list[str]) -> int:
     except InputError as error:
         return _fail(error, 2)
     except KeyboardInterrupt as stop:
-        print(f"potstill: stopped{f'; {stop}' if str(stop) else '.'}", file=sys.stderr)
+        _say(f"stopped{f'; {stop}' if str(stop) else '.'}")
         return 130
     except SystemExit as stop:  # tyro leaves so after --help
         return int(stop.code or 0)
@@ -55,19 +59,34 @@ def run(arguments: list[str]) -> int:
     except WorkError as error:
         return _fail(error, 1)
     except MemoryError:
-        return _fail(WorkError("Out of memory; lower --memory, ipc or the batch."), 1)
+        error = WorkError("Out of memory; lower --memory, ipc or the batch.")
+        return _fail(error, 1, alone=True)
     except Exception as error:
         if os.environ.get("POTSTILL_DEBUG"):
             raise
         hint = "set POTSTILL_DEBUG=1 for the traceback"
-        return _fail(WorkError(f"{type(error).__name__}: {error} ({hint})."), 1)
+        error = WorkError(f"{type(error).__name__}: {error} ({hint}).")
+        return _fail(error, 1, alone=True)
 
 
-def _fail(error: Exception, code: int) -> int:
+def _together(arguments: list[str]) -> bool:
+    """Return whether the processes of torchrun do a command together; else the first does it."""
+    shared = arguments[:1] in (["distill"], ["resume"], ["reproduce"])
+    return shared and not {"-h", "--help"} & set(arguments)
+
+
+def _fail(error: Exception, code: int, *, alone: bool = False) -> int:
+    """Say what is wrong; `alone`: other processes of the run may not have met it."""
     if os.environ.get("POTSTILL_DEBUG"):
         raise error
-    print(f"potstill: {' '.join(str(error).split())}", file=sys.stderr)
+    _say(" ".join(str(error).split()), alone=alone)
     return code
+
+
+def _say(text: str, *, alone: bool = False) -> None:
+    """Print on stderr; the first process speaks for those that share its run."""
+    if alone or not rank():
+        print(f"potstill: {text}", file=sys.stderr)
 
 
 def _print_help() -> None:
@@ -79,9 +98,9 @@ def _print_help() -> None:
 
 
 def _console() -> Any:
-    from potstill.core.log import Console
+    from potstill.core.log import Console, Quiet
 
-    return Console()
+    return Quiet() if rank() else Console()
 
 
 def _distill(arguments: list[str]) -> int:
@@ -106,9 +125,11 @@ def _carry_out(run_spec: Run, out: Path, where: Where, *, evaluate: bool) -> int
 
 
 def _finish(out: Path, where: Where, report: Any, *, evaluate: bool) -> int:
-    """Say where the set is and score it."""
+    """Say where the set is and score it: work of the first process."""
     from potstill.run import resume_line, stoppable
 
+    if rank():
+        return 0
     report.say(f"distilled set: {out / 'distilled'} (preview.png shows it)")
     if evaluate:
         with stoppable(resume_line(out)):
@@ -130,6 +151,7 @@ def _score(path: Path, score: Score, where: Where, wish: Wish | None = None) -> 
         protocol=score.protocol,
         regimes=score.regimes,
         prefix=score.prefix,
+        beside=score.beside,
         baselines=score.baselines,
         wish=wish,
         where=where,
@@ -182,7 +204,8 @@ def _reproduce(arguments: list[str]) -> int:
     run_spec, found = run_from([name, *rest] if name else rest, "reproduce")
     out = found.out or _folder(run_spec)
     _carry_out(run_spec, out, found.where(), evaluate=True)
-    print(verdict(RECIPES.get(name), run_spec, out))
+    if not rank():
+        print(verdict(RECIPES.get(name), run_spec, out))
     return 0
 
 
@@ -213,6 +236,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "plan": _plan,
     "evaluate": _evaluate,
     "reproduce": _reproduce,
+    "study": study,
     "experts": experts,
     "import": import_command,
     **LISTINGS,

@@ -66,13 +66,15 @@ class Score:
     """Labels of all images, side by side: hard, soft (a teacher's); by default the set's own."""
     prefix: int | None = None
     """Score the first so many blocks of the set; all by default."""
+    beside: tuple[Path, ...] = ()
+    """Other sets or runs, cut to as many images a class (the first of each), by their recipes."""
     baselines: bool = True
     """Also train on random and k-means-medoid real images, as many a class."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateFlags(Score, Work):
-    """Flags of `evaluate`; how a run computes is how its set is scored, unless they say more."""
+class Machine:
+    """How networks are trained: as the run computes, unless these say more."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where networks are computed; auto = as the run, else a GPU if there is one."""
@@ -93,3 +95,8 @@ class EvaluateFlags(Score, Work):
             precision=self.precision,
             compile=self.compile,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateFlags(Score, Work, Machine):
+    """Flags of `evaluate`."""

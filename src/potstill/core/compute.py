@@ -28,6 +28,8 @@ SECOND_ORDER_FLOPS = 2 * 10**13
 """The same for differentiated steps, which take about a minute to compile and gain less."""
 CUDA_STEPS = 20_000
 """Steps from which on compiling pays on a GPU, where small batches wait for launches."""
+MOST_THREADS = 1024
+"""More are taken for a mistake: torch starts them all."""
 NO_GPU = "there is no GPU that torch can use"
 
 
@@ -75,8 +77,10 @@ class Wish:
         ):
             if getattr(self, name) not in allowed:
                 raise unknown(name, str(getattr(self, name)), allowed)
-        if self.threads is not None and self.threads < 1:
-            raise InputError(f"threads must be at least 1, not {self.threads}.")
+        if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
+            raise InputError(
+                f"threads must be at least 1 and at most {MOST_THREADS}, not {self.threads}."
+            )
 
     @property
     def resolved_device(self) -> Literal["cpu", "cuda"]:
@@ -137,6 +141,13 @@ def choose(
         precision = "bfloat16" if fast else "float32"
     threads = wish.threads or torch.get_num_threads()
     return Compute(threads=threads, device=device, precision=precision, compiled=compiled)
+
+
+def default_memory(device: str) -> int:
+    """Return the bytes of a gradient's budget where none is given: 4 GiB, or half of the GPU's."""
+    if device == "cuda" and torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[1] // 2
+    return 4 * 2**30
 
 
 def fast_bfloat16(device: str) -> bool:

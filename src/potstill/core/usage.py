@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 
@@ -20,9 +21,10 @@ def peak_memory() -> int:
 def bytes_in(text: str, *, unit: int = 1) -> int | None:
     """Return the bytes that a text such as 4GiB or 500MB says, None if it says none.
 
-    A bare number counts `unit` bytes.
+    A bare number counts `unit` bytes; a number beyond all computing says none.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)\s*(?:([kmgt]i?)b?|(b?))", text.strip().lower())
     if match is None:
         return None
-    return int(float(match[1]) * (_UNITS[match[2]] if match[2] else 1 if match[3] else unit))
+    size = float(match[1]) * (_UNITS[match[2]] if match[2] else 1 if match[3] else unit)
+    return int(size) if math.isfinite(size) else None

@@ -1,5 +1,6 @@
 """Protocols, matched baselines and scores."""
 
+from potstill.evaluation.images import Beside
 from potstill.evaluation.matched import evaluate
 from potstill.evaluation.protocol import PROTOCOLS, Protocol
 from potstill.evaluation.result import Result, Row, spread
@@ -9,6 +10,7 @@ from potstill.evaluation.tasks import EvalSpec, evaluate_one
 __all__ = [
     "PROTOCOLS",
     "AugmentRobust",
+    "Beside",
     "EvalSpec",
     "LabelRobust",
     "Protocol",

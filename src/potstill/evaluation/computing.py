@@ -6,7 +6,6 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from potstill.artefact import DistilledSet
 from potstill.core.compute import Compute, Wish, choose
 from potstill.data import DataSet
 from potstill.evaluation.images import Images
@@ -49,13 +48,13 @@ def computed(
 
 
 def trainings(
-    s: DistilledSet, images: Iterable[Images], data: DataSet, rules: Protocol, regimes: int
+    images: Iterable[Images], data: DataSet, rules: Protocol, regimes: int
 ) -> list[tuple[TrainSpec, int]]:
     """Return the trainings of one network behind an evaluation, each with its number of images."""
-    own = len(s.decoded()[1])
     return [
         (train, own if isinstance(what, Distilled) else len(what.indices or data.train))
         for item in images
+        for own in [len(item.of.decoded()[1]) if item.of else 0]
         for train in item.trains
         for what in (item.what[k % len(item.what)] for k in range(rules.seeds))
     ] * regimes

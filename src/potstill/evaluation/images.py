@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
-from potstill.artefact import DistilledSet
+from potstill.artefact import DistilledSet, load
 from potstill.core.errors import InputError
 from potstill.coresets import (
     CLASS_CAP,
@@ -33,6 +35,33 @@ class Images:
     trains: tuple[TrainSpec, ...]
     nbytes: dict[str, int]
     note: str = ""
+    of: DistilledSet | None = None
+    """The set that they are of, or are like in all but pixels; None: real images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beside:
+    """Other distilled sets, one for all seeds or one a seed, of one recipe; one row shows them."""
+
+    name: str
+    sets: tuple[DistilledSet, ...]
+    note: str = ""
+
+
+def cut_to(path: str | Path, ipc: int) -> Beside:
+    """Return the set in a folder, cut to its first so many images of each class.
+
+    Raises:
+        InputError: if it has fewer.
+    """
+    path = Path(path).expanduser().resolve()
+    s, name = load(path), path.parent.name if path.name == "distilled" else path.name
+    have = len(s) // len(s.classes)
+    if have < ipc:
+        raise InputError(f"{name!r} has fewer images a class ({have}) than the set ({ipc}).")
+    if have == ipc:
+        return Beside(name=f"{name}, whole", sets=(s,))
+    return Beside(name=f"{name}, first {ipc} a class", sets=(s.cut(ipc),))
 
 
 def check_data(s: DistilledSet, data: DataSet) -> None:
@@ -71,11 +100,21 @@ def images_of(
     whole: TrainSpec | None,
     features: Features | None,
     note: str = "",
+    beside: Sequence[Beside] = (),
 ) -> list[Images]:
     """Return what is trained on, in the order of the rows; `note` says which part of a set s is."""
     recipe, seeds = rules.train_spec(s.recipe), range(rules.seeds)
-    own = Distilled(digest=set_digest(s))
-    found = [Images(name="distilled", what=(own,), trains=(recipe,), nbytes=s.nbytes(), note=note)]
+    found = [
+        Images(
+            name=item.name,
+            what=tuple(Distilled(digest=set_digest(each)) for each in item.sets),
+            trains=(rules.train_spec(item.sets[0].recipe),),
+            nbytes=item.sets[0].nbytes(),
+            note=item.note,
+            of=item.sets[0],
+        )
+        for item in (Beside(name="distilled", sets=(s,), note=note), *beside)
+    ]
     if rules.baselines:
         counts, points, train = counts_of(s), features or pixel_features(s.space), data.train
         steps = dict.fromkeys((recipe.lr, *rules.lr_grid))

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from potstill.artefact import DistilledSet, load
-from potstill.core.compute import Compute, Wish
+from potstill.core.compute import Compute, Wish, choose
 from potstill.core.errors import InputError
 from potstill.core.files import read_json
 from potstill.core.store import Store, default_cache
@@ -17,12 +17,12 @@ from potstill.coresets import Features
 from potstill.data import DataSet, keep_space, reopen
 from potstill.engine import Tasks, run_tasks
 from potstill.evaluation.computing import computed, trainings
-from potstill.evaluation.images import Images, check_data, images_of
+from potstill.evaluation.images import Beside, Images, check_data, cut_to, images_of
 from potstill.evaluation.protocol import PROTOCOLS, Protocol
 from potstill.evaluation.regimes import labels_of, regimes_of, teacher_of
 from potstill.evaluation.result import Result
 from potstill.evaluation.rows import Group, row_of, shown
-from potstill.evaluation.tasks import Distilled, EvalSpec, Real, Taught, evaluate_one
+from potstill.evaluation.tasks import EvalSpec, Taught, evaluate_one, set_digest
 from potstill.experts import ExpertSpec, ImportedExpert, train_expert
 from potstill.functional import TrainSpec
 from potstill.nets import NET_POOLS, NetSpec, build, filled, variant
@@ -37,6 +37,7 @@ def evaluate(
     seeds: int | None = None,
     regimes: Sequence[str] = (),
     prefix: int | None = None,
+    beside: Sequence[str | Path | Beside] = (),
     baselines: bool = True,
     whole: TrainSpec | None = None,
     features: Features | None = None,
@@ -60,6 +61,8 @@ def evaluate(
             own labels and hard ones for real images. Under "soft", images without soft labels of
             their own take those of the teacher.
         prefix: take the first so many blocks of the set only; all by default.
+        beside: folders of other sets, cut to their first so many images of each class as the set
+            has; each is trained on by its own recipe.
         baselines: also train on random and k-means-medoid real images, as many a class, at the
             set's own step size and at that of own and grid which is best on validation.
         whole: how to train on all real training images, to show that row too.
@@ -78,6 +81,7 @@ def evaluate(
             or number is wrong.
     """
     wish = wish or Wish(threads=1)
+    choose(wish, order=1, flops=0, images=0, steps=0)  # refuses what this machine cannot do
     rules = _rules(protocol, seeds, baselines)
     path, s = (None, s) if isinstance(s, DistilledSet) else (s, load(s))
     note = ""
@@ -85,20 +89,27 @@ def evaluate(
         note = f"first {prefix} of {len(s.blocks)} blocks"
         path, s = None, s.prefix(prefix)
     data = reopen(s.ref) if data is None else data
-    check_data(s, data)
+    others = [
+        each if isinstance(each, Beside) else cut_to(each, len(s) // len(s.classes))
+        for each in beside
+    ]
+    for other in (s, *(one for each in others for one in each.sets)):
+        check_data(other, data)
+        regimes_of(other, regimes, rules)
     regimes = regimes_of(s, regimes, rules)
     chosen = _nets(nets or (s.net,), s.net)
     modules = {  # refuses what does not fit before anything is trained
         net: build(net, channels=data.channels, size=data.size, classes=data.n_classes, seed=0)
         for net in chosen
     }
-    keep_space(s.space)
+    for space in (s.space, *(each.sets[0].space for each in others)):
+        keep_space(space)
     store = store or Store(default_cache())
     taught = None
     if "soft" in regimes:
         taught = Taught(teacher=teacher or teacher_of(s, data, wish))
-    images = images_of(s, data, rules, whole, features, note)
-    work = trainings(s, images, data, rules, len(regimes))
+    images = images_of(s, data, rules, whole, features, note, others)
+    work = trainings(images, data, rules, len(regimes))
     tested = (len(data.val) + len(data.test)) * (1 + len(rules.marks))
     groups = [
         group
@@ -107,7 +118,7 @@ def evaluate(
         for group in _groups(s, net, images, regimes, taught, rules, how)
     ]
     specs = tuple(dict.fromkeys(spec for group in groups for spec in group.specs))
-    with _folder(s, path) as folder:
+    with _folders(s, path, others) as folders:
         if taught is not None and any(spec.labels == taught for spec in specs):
             lessons = Tasks(
                 kind="experts",
@@ -117,7 +128,7 @@ def evaluate(
                 label="teacher",
             )
             run_tasks(lessons, store, engine=engine, workers=workers)
-        tasks = _tasks(specs, folder, store)
+        tasks = _tasks(specs, folders, store)
         run_tasks(tasks, store, engine=engine, workers=workers, on_done=on_done)
     found = {spec: read_json(store.verify(tasks.kind, spec) / "result.json") for spec in specs}
     rows = [row_of(group, found, rules) for group in groups]
@@ -153,22 +164,25 @@ def _nets(nets: Sequence[str | NetSpec], own: NetSpec) -> list[NetSpec]:
     return list(dict.fromkeys(found))
 
 
-def _tasks(specs: tuple[EvalSpec, ...], folder: Path, store: Store) -> Tasks:
-    context = {"set": str(folder), "store": str(store.root)}
+def _tasks(specs: tuple[EvalSpec, ...], folders: dict[str, str], store: Store) -> Tasks:
+    context = {**folders, "store": str(store.root)}
     return Tasks(
         kind="evaluations", fn=evaluate_one, specs=specs, context=context, label="evaluation"
     )
 
 
 @contextmanager
-def _folder(s: DistilledSet, path: str | Path | None) -> Iterator[Path]:
-    """Yield a folder from which tasks can load the set."""
-    if path is not None:
-        yield Path(path).expanduser().resolve()
-        return
+def _folders(
+    s: DistilledSet, path: str | Path | None, beside: Sequence[Beside]
+) -> Iterator[dict[str, str]]:
+    """Yield folders from which tasks can load the sets, by their digests."""
     with tempfile.TemporaryDirectory() as folder:
-        s.save(Path(folder) / "set")
-        yield Path(folder) / "set"
+        found = {} if path is None else {set_digest(s): str(Path(path).expanduser().resolve())}
+        for each in (s, *(one for item in beside for one in item.sets)):
+            if (digest := set_digest(each)) not in found:
+                found[digest] = str(Path(folder) / digest)
+                each.save(found[digest])
+        yield found
 
 
 def _groups(
@@ -182,16 +196,16 @@ def _groups(
 ) -> list[Group]:
     """Return all trainings of one network, those of one possible row together."""
 
-    def spec(what: Distilled | Real, train: TrainSpec, regime: str, seed: int) -> EvalSpec:
-        labels, loss = labels_of(s, what, regime, taught)
+    def spec(item: Images, train: TrainSpec, regime: str, seed: int) -> EvalSpec:
+        labels, loss = labels_of(item.of, regime, taught)
         return EvalSpec(
-            what=what,
+            what=item.what[seed % len(item.what)],
             labels=labels,
             net=net,
             train=replace(train, loss=loss),
             seed=seed,
             data=s.ref,
-            space=s.space.record(),
+            space=(item.of or s).space.record(),
             compute=compute,
             marks=rules.marks if train.segments == rules.segments else (),
         )
@@ -200,9 +214,7 @@ def _groups(
         Group(
             images=item,
             regime=regime,
-            specs=tuple(
-                spec(item.what[d % len(item.what)], train, regime, d) for d in range(rules.seeds)
-            ),
+            specs=tuple(spec(item, train, regime, d) for d in range(rules.seeds)),
         )
         for regime in regimes
         for item in images

@@ -11,7 +11,7 @@ from potstill.core.errors import InputError, unknown
 from potstill.data import DataSet
 from potstill.evaluation.computing import computed
 from potstill.evaluation.protocol import Protocol, whole_recipe
-from potstill.evaluation.tasks import Distilled, Real, Taught
+from potstill.evaluation.tasks import Taught
 from potstill.experts import ExpertSpec
 from potstill.nets import build
 
@@ -58,10 +58,10 @@ def teacher_of(s: DistilledSet, data: DataSet, wish: Wish) -> ExpertSpec:
 
 
 def labels_of(
-    s: DistilledSet, what: Distilled | Real, regime: str, taught: Taught | None
+    s: DistilledSet | None, regime: str, taught: Taught | None
 ) -> tuple[Labels, Literal["ce", "soft_ce"]]:
-    """Return whose labels the images take under a regime, and the loss that goes with them."""
-    brought_soft = isinstance(what, Distilled) and not isinstance(s.targets, Hard)
+    """Return whose labels the images of a set, or real ones, take under a regime, and the loss."""
+    brought_soft = s is not None and not isinstance(s.targets, Hard)
     if regime == "soft" and not brought_soft:
         assert taught is not None
         return taught, "soft_ce"

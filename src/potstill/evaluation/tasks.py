@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from potstill.nets import FlatNet, NetSpec, flat
 @record
 @dataclass(frozen=True, kw_only=True)
 class Distilled:
-    """Train on the distilled set of this digest (its folder is context["set"])."""
+    """Train on the distilled set of this digest (its folder is context[digest])."""
 
     digest: str
 
@@ -84,11 +85,11 @@ def evaluate_one(spec: EvalSpec, context: dict[str, str], folder: Path) -> None:
 
     It holds `val` and `test` (accuracies, fractions), `steps`, `target_bytes`, `seconds`,
     `cpu_seconds` and `peak_bytes` (the most memory that the process held so far); `marks` with
-    `epochs`, `val` and `test` of each. context["set"] is the folder of the distilled set,
-    context["store"] the store with the teacher.
+    `epochs`, `val` and `test` of each. context[digest] is the folder of the distilled set of that
+    digest, context["store"] the store with the teacher.
 
     Raises:
-        InputError: if the set in context["set"] is not the one of the spec.
+        InputError: if the set in that folder is not the one of the spec.
     """
     data = reopen(spec.data)
     space = open_space(spec.space)
@@ -183,9 +184,10 @@ def _measured(
 def _training_images(spec: EvalSpec, context: dict[str, str]) -> tuple[Pixels, Tensor]:
     """Return images and targets: a set in model-input space, or real images in uint8."""
     if isinstance(spec.what, Distilled):
-        s = load(context["set"])
+        folder = context[spec.what.digest]
+        s = load(folder)
         if set_digest(s) != spec.what.digest:
-            raise InputError(f"The distilled set in {context['set']} changed in the meantime.")
+            raise InputError(f"The distilled set in {folder} changed in the meantime.")
         return s.decoded()
     part = reopen(spec.data).train
     if spec.what.indices is None:
@@ -195,15 +197,17 @@ def _training_images(spec: EvalSpec, context: dict[str, str]) -> tuple[Pixels, T
 
 
 def _taught(spec: EvalSpec, images: Pixels, context: dict[str, str]) -> Tensor:
-    """Return the teacher's probabilities [N, K] of the images."""
+    """Return the teacher's probabilities [N, K] of the images, on the task's device."""
     assert isinstance(spec.labels, Taught)
     teacher = spec.labels.teacher
+    device = torch.device(spec.compute.device)
     module = expert_module(teacher, Store(Path(context["store"])).verify("experts", teacher))
+    module = copy.deepcopy(module).to(device)  # the other one serves others, on the CPU
     prepare = open_space(teacher.space).forward
     if isinstance(spec.what, Distilled):
         back = open_space(spec.space).inverse
         same = teacher.space == spec.space
         forward, prepare = prepare, lambda x: x if same else forward(back(x))
     with torch.no_grad():
-        logits = [module(prepare(part)) for part in images.split(64)]
+        logits = [module(prepare(part.to(device))) for part in images.split(64)]
     return torch.cat(logits).softmax(1)

@@ -22,7 +22,7 @@ from potstill.experts.buffers import read_buffer
 from potstill.experts.pools import KIND, find_pool
 from potstill.experts.store import write_trajectory
 from potstill.functional import accuracy
-from potstill.nets import FlatNet, NetSpec, build, describe, filled
+from potstill.nets import FlatNet, NetSpec, describe, filled, flat
 
 _TRIED = 1000
 """Validation images that the first expert has to classify."""
@@ -84,26 +84,26 @@ def import_experts(
     if lr is not None and not 0 < lr < math.inf:
         raise InputError(f"The step size lr must be above 0, not {lr}.")
     net = filled(net)
-    module = build(net, channels=data.channels, size=data.size, classes=data.n_classes, seed=0)
-    flat, name = FlatNet(module), describe(net)
+    own = flat(net, channels=data.channels, size=data.size, classes=data.n_classes, seed=0)
+    name = describe(net)
     digests = _digests(files)
     source = hashlib.sha256("".join(digests).encode()).hexdigest()
     first = ImportedExpert(source=source, index=0, data=data.ref, space=space.record(), net=net)
-    count, length = _survey(files, flat, name)
+    count, length = _survey(files, own, name)
     specs = [replace(first, index=k) for k in range(count)]
-    store.need_room(KIND, specs, count * length * flat.numel * 4)
+    store.need_room(KIND, specs, count * length * own.numel * 4)
     keep_space(space)
-    experts = ((file, k, r) for file in files for k, r in enumerate(read_buffer(file, flat, name)))
+    experts = ((file, k, r) for file in files for k, r in enumerate(read_buffer(file, own, name)))
     tried = None
     for spec, (file, k, rows) in zip(specs, experts, strict=True):
-        if spec.index == 0 and not list(module.buffers()):
-            tried = _accuracy(flat, rows[-1], data, space)
+        if spec.index == 0 and not own.statistics(own.theta0):
+            tried = _accuracy(own, rows[-1], data, space)
         facts = {
             "source": file.name,
             "expert": k,
             "lr": lr,
             "validation_accuracy": tried if spec.index == 0 else None,
-            "parameters": [[n, list(s)] for n, s in zip(flat.names, flat.shapes, strict=True)],
+            "parameters": [[n, list(s)] for n, s in zip(own.names, own.shapes, strict=True)],
         }
         store.put(KIND, spec, lambda to, r=rows, f=facts: write_trajectory(to, r, f))
         if on_done is not None:
@@ -126,11 +126,11 @@ def _digests(files: Sequence[Path]) -> list[str]:
     return list(digests)
 
 
-def _survey(files: Sequence[Path], flat: FlatNet, name: str) -> tuple[int, int]:
+def _survey(files: Sequence[Path], net: FlatNet, name: str) -> tuple[int, int]:
     """Check all experts of all files; return their number and that of their snapshots."""
     count, lengths = 0, dict[int, str]()
     for file in files:
-        for k, rows in enumerate(read_buffer(file, flat, name)):
+        for k, rows in enumerate(read_buffer(file, net, name)):
             lengths.setdefault(len(rows), f"{file}, expert {k}")
             count += 1
             if len(lengths) > 1:
@@ -139,11 +139,11 @@ def _survey(files: Sequence[Path], flat: FlatNet, name: str) -> tuple[int, int]:
     return count, next(iter(lengths))
 
 
-def _accuracy(flat: FlatNet, theta: Tensor, data: DataSet, space: Space) -> float:
+def _accuracy(net: FlatNet, theta: Tensor, data: DataSet, space: Space) -> float:
     """Return how good an expert is on some validation images: a test of normaliser and labels."""
     chosen = torch.randperm(len(data.val), generator=generator(0, "import"))[:_TRIED].sort().values
     labels = data.val.labels[chosen]
-    return accuracy(flat, theta, data.val.pixels[chosen], labels, prepare=space.forward)
+    return accuracy(net, theta, data.val.pixels[chosen], labels, prepare=space.forward)
 
 
 def imported_tasks(

@@ -13,7 +13,7 @@ from torch import Tensor
 from potstill.core.errors import InputError
 from potstill.core.keys import generator
 from potstill.experts.store import Trajectory
-from potstill.nets import FlatNet, NetSpec, build
+from potstill.nets import NetSpec, flat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ class Fresh:
 
     def draw(self, seed: int, it: int) -> Draw:
         """Return the network of number `it`."""
-        module = build(
+        net = flat(
             self.spec,
             channels=self.channels,
             size=self.size,
@@ -92,7 +92,7 @@ class Fresh:
             seed=seed,
             key=("fresh", it),
         )
-        return Draw(theta=FlatNet(module).theta0, target=None, expert=0, epoch=0)
+        return Draw(theta=net.theta0, target=None, expert=0, epoch=0)
 
 
 def check_window(*, start_epochs: int, span: int, epochs: int) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from importlib import import_module
 from types import FunctionType
@@ -31,7 +32,7 @@ def compiled(fn: Callable[..., T], *, graphs: bool = False) -> Callable[..., T]:
         graphs: on CUDA, launch all kernels of a call at once; results are overwritten by the next.
 
     Raises:
-        WorkError: at the first call, if torch cannot compile the function.
+        WorkError: if torch cannot compile the function, at its first call, or write its cache.
     """
     assert isinstance(fn, FunctionType)
     own = FunctionType(
@@ -47,23 +48,28 @@ def compiled(fn: Callable[..., T], *, graphs: bool = False) -> Callable[..., T]:
         "triton.cudagraphs": graphs,
         "guard_filter_fn": _of_arguments,
     }
-    with warnings.catch_warnings():  # torch's compiler still uses what torch deprecates
-        warnings.simplefilter("ignore", DeprecationWarning)
+    # torch's compiler still uses what torch deprecates
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning), _saying():
         import_module("torch._inductor.compile_fx")
-    inner = torch.compile(own, fullgraph=True, dynamic=False, options=options)
+        inner = torch.compile(own, fullgraph=True, dynamic=False, options=options)
 
     @wraps(fn)
     def call(*args: object) -> T:
-        from torch._dynamo.exc import TorchDynamoException
-
-        try:
+        with _saying():
             return inner(*args)
-        except TorchDynamoException as error:
-            raise WorkError(
-                f"torch.compile failed ({_cause(error)}); use --compile off."
-            ) from error
 
     return call
+
+
+@contextmanager
+def _saying() -> Iterator[None]:
+    """Turn what torch's compiler raises into a WorkError of one sentence."""
+    from torch._dynamo.exc import TorchDynamoException
+
+    try:
+        yield
+    except (TorchDynamoException, OSError) as error:
+        raise WorkError(f"torch.compile failed ({_cause(error)}); use --compile off.") from error
 
 
 def _of_arguments(guards: Sequence[Any]) -> list[bool]:

@@ -16,7 +16,7 @@ from potstill.core.registry import Registry
 from potstill.core.spec import record
 from potstill.core.store import Store
 from potstill.data import DataSet, Space
-from potstill.engine import Tasks
+from potstill.engine import Ranks, Tasks
 from potstill.experts import NetworkSource
 from potstill.nets import FlatNet, NetSpec
 
@@ -83,6 +83,8 @@ class Context:
     """Folders of the task phases that were finished before the loop."""
     store: Store | None = None
     """Where finished work lies; in the user's cache by default."""
+    ranks: Ranks = Ranks()
+    """Which process this is, of those that share the outer steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +107,8 @@ class Cost:
     disk_bytes: int
     steps: int
     """Outer steps."""
+    shares: int = 1
+    """Tasks of an outer step that processes can share."""
     window_images: int = 0
     """Images, with repetition, in all differentiated student steps together."""
     window_steps: int = 0

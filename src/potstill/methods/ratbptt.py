@@ -26,22 +26,14 @@ from potstill.core.errors import InputError, unknown
 from potstill.core.keys import generator, integer
 from potstill.core.spec import record
 from potstill.experts import Fresh
-from potstill.functional import (
-    TrainSpec,
-    graph_bytes,
-)
+from potstill.functional import TrainSpec, graph_bytes
 from potstill.methods.api import METHODS, Context, Cost, Done, Loop, Metrics, Phase
 from potstill.methods.export import blocks_of, origin_of
 from potstill.methods.inner import Inner
 from potstill.methods.outer import LABELS, Clip, Rates, State, begun, descend, on_device, skipped
 from potstill.methods.real import RealImages, missed
 from potstill.methods.start import INITS, first_images, labels_of
-from potstill.methods.student import (
-    Found,
-    averaged,
-    gradient_norms,
-    meta_gradient,
-)
+from potstill.methods.student import Found, averaged, gradient_norms, meta_gradient
 from potstill.methods.windows import Window, turned, witnessed
 from potstill.nets import hindrance, kept_bytes
 
@@ -116,6 +108,7 @@ class RaTBPTT:
             adjoint_bytes=predicted(strategy="adjoint"),
             disk_bytes=0,
             steps=self.iterations,
+            shares=self.tasks,
             window_images=steps * batch,
             window_steps=steps,
         )
@@ -144,7 +137,8 @@ class RaTBPTT:
         """Take one outer step; one that is not finite is left out (see `descend`)."""
         with ctx.net.keeping_statistics():
             state = self._made_ready(ctx, on_device(state, ctx.plan.window.device), it)
-            found = averaged([self.task(ctx, state, it, k) for k in range(self.tasks)])
+            mine = ctx.ranks.mine(self.tasks)
+            found = averaged([self.task(ctx, state, it, k) for k in mine], ctx.ranks)
         new, numbers = descend(state, found, self._rates(ctx), self.clip, onto=LABELS[self.labels])
         if new is None:
             advice = f"lower inner.lr (now {self.inner.lr:g}) or lr_img (now {self.lr_img:g})"
@@ -177,7 +171,8 @@ class RaTBPTT:
         images, targets = torch.cat(state["images"]), torch.cat(self._targets(ctx, state))
         if self.real.counts_at(it):
             recipe, nets = self._recipe(ctx, state), self.real.rescore_nets
-            state = {**state, "missed": missed(ctx, images, targets, recipe, nets=nets, it=it)}
+            counted = partial(missed, ctx, images, targets, recipe, nets=nets, it=it)
+            state = {**state, "missed": ctx.ranks.first(counted)}
         epoch = it // -(-len(ctx.data.train) // self.real.size(ctx))
         number = it if self.window.redraw == "step" else epoch
 
@@ -193,8 +188,8 @@ class RaTBPTT:
                 batches,
             )
 
-        turn = turned(self.window, state["turn"], number, seed=ctx.seed, norms=norms)
-        return {**state, "turn": turn}
+        turn = partial(turned, self.window, state["turn"], number, seed=ctx.seed, norms=norms)
+        return {**state, "turn": ctx.ranks.first(turn)}
 
     def _targets(self, ctx: Context, state: State) -> tuple[Tensor, ...]:
         """Return the targets of each block: class numbers, or learned weights."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from potstill.core.compute import Compute
+from potstill.engine import Ranks
 from potstill.functional import SGD, Adam, Batch, ce, run_prefix, unroll
 from potstill.functional.kernels import gradient
 from potstill.functional.optim import Bars, Optimizer, State
@@ -166,16 +167,17 @@ class _Watch:
         return self.optimizer.pullback(theta, grad, state, lr, step, after)
 
 
-def averaged(found: Sequence[Found]) -> Found:
-    """Return the mean over the students of an outer step."""
-    if len(found) == 1:
+def averaged(found: Sequence[Found], ranks: Ranks | None = None) -> Found:
+    """Return the mean over the students of an outer step, those of other processes included.
+
+    Every process takes the same mean of the same rows: the bytes do not depend on their number.
+    """
+    ranks = ranks or Ranks()
+    if len(found) * ranks.world == 1:
         return found[0]
-
-    def mean(each: Sequence[Tensor]) -> Tensor:
-        return torch.stack(list(each)).mean(0)
-
-    def means(blocks: Sequence[Sequence[Tensor]]) -> tuple[Tensor, ...]:
-        return tuple(map(mean, zip(*blocks, strict=True)))
-
-    loss, images, labels, lr = zip(*found, strict=True)
-    return Found(mean(loss), means(images), means(labels), mean(lr))
+    like = [found[0].loss, *found[0].images, *found[0].labels, found[0].lr]
+    rows = [torch.cat([x.flatten() for x in (f.loss, *f.images, *f.labels, f.lr)]) for f in found]
+    parts = ranks.gathered(torch.stack(rows)).mean(0).split([x.numel() for x in like])
+    loss, *grads, lr = (part.view_as(x).to(x.dtype) for part, x in zip(parts, like, strict=True))
+    n = len(found[0].images)
+    return Found(loss, tuple(grads[:n]), tuple(grads[n:]), lr)

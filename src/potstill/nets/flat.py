@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +46,7 @@ class FlatNet:
         self.theta0 = torch.cat([p.detach().flatten() for p in named.values()])
         self._buffers = dict(self._module.named_buffers())
         parts = list(self._module.modules())
-        self._norms = [p for p in parts if isinstance(p, nn.modules.batchnorm._BatchNorm)]
+        self._norms = [part for part in parts if _minds_the_batch(part)]
         self.known = all(type(part).__module__.startswith(_KNOWN) for part in parts)
 
     def __call__(self, theta: Tensor, x: Tensor) -> Tensor:
@@ -96,7 +97,7 @@ class FlatNet:
     def separable(self) -> bool:
         """Whether each image's output surely follows from that image alone, in this mode.
 
-        True if all parts are known, and none takes statistics of a batch.
+        True if all parts are known, and none takes or keeps statistics of a batch.
         """
         taking = (norm.training or norm.running_mean is None for norm in self._norms)
         return self.known and not any(taking)
@@ -124,6 +125,13 @@ class FlatNet:
             for buffer, value in zip(module.buffers(), self._buffers.values(), strict=True):
                 buffer.copy_(value)
         return module
+
+
+def _minds_the_batch(part: nn.Module) -> TypeGuard[nn.modules.batchnorm._NormBase]:
+    """Return whether a part takes statistics of a batch or, an instance norm, keeps them."""
+    norms = nn.modules.batchnorm
+    kept = isinstance(part, norms._NormBase) and part.running_mean is not None
+    return kept or isinstance(part, norms._BatchNorm)
 
 
 def like(buffer: Tensor, theta: Tensor) -> Tensor:

@@ -191,9 +191,13 @@ def flat(
     seed: int,
     key: tuple[Part, ...] = (),
 ) -> FlatNet:
-    """Return the network that `build` makes, with its errors, as a function of one vector."""
+    """Return the network that `build` makes, with its errors, as a function of one vector.
+
+    It has no recipe if it comes from a function of the user's: nobody knows what that gives next.
+    """
     module = build(spec, channels=channels, size=size, classes=classes, seed=seed, key=key)
-    return FlatNet(module, recipe=(filled(spec), channels, tuple(size), classes))
+    recipe = (filled(spec), channels, tuple(size), classes)
+    return FlatNet(module, recipe=None if spec.name.startswith("module:") else recipe)
 
 
 def _tried(spec: NetSpec, net: Network, channels: int, size: Size, classes: int) -> nn.Module:

@@ -1,5 +1,6 @@
 """Tables and pictures for people."""
 
+from potstill.report.plots import correlation_plot, windows_plot
 from potstill.report.table import (
     HEAD,
     caption,
@@ -7,8 +8,21 @@ from potstill.report.table import (
     markdown,
     matrix,
     rich_matrix,
+    rich_of,
     rich_table,
     text,
 )
 
-__all__ = ["HEAD", "caption", "cells", "markdown", "matrix", "rich_matrix", "rich_table", "text"]
+__all__ = [
+    "HEAD",
+    "caption",
+    "cells",
+    "correlation_plot",
+    "markdown",
+    "matrix",
+    "rich_matrix",
+    "rich_of",
+    "rich_table",
+    "text",
+    "windows_plot",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from potstill.evaluation import Result, Row
@@ -20,7 +21,7 @@ HEAD = (
     "bytes",
     "note",
 )
-LEFT = ("trained on", "network", "labels", "note")
+LEFT = ("trained on", "network", "labels", "note", "images", "images of", "window")
 
 
 def cells(result: Result) -> list[tuple[str, ...]]:
@@ -74,17 +75,18 @@ def rich_table(result: Result) -> Table:
     """Return the table for a rich console."""
     from rich.text import Text
 
-    table = _rich([HEAD, *cells(result)])
+    table = rich_of([HEAD, *cells(result)])
     table.caption, table.caption_justify = Text(caption(result)), "left"
     return table
 
 
 def rich_matrix(result: Result) -> Table:
     """Return the table of `matrix` for a rich console."""
-    return _rich(matrix(result))
+    return rich_of(matrix(result))
 
 
-def _rich(rows: list[tuple[str, ...]]) -> Table:
+def rich_of(rows: Sequence[tuple[str, ...]]) -> Table:
+    """Return any table, head first, for a rich console."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text

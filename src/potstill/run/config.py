@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from potstill.core.compute import Wish
+from potstill.core.compute import Wish, default_memory
 from potstill.core.errors import InputError, unknown
 from potstill.core.spec import record
 from potstill.core.store import Store, default_cache
@@ -54,8 +54,9 @@ class Run:
     """Networks trained for one such check."""
     strategy: Literal["graph", "adjoint", "auto"] = "auto"
     """Gradient through the student steps: graph | adjoint | auto (by the memory budget)."""
-    memory: float | str = 4.0
-    """Memory budget of that gradient: 8GiB, 512MiB, or a number of GiB."""
+    memory: float | str | None = None
+    """Memory budget of that gradient: 8GiB, 512MiB, or a number of GiB; by default 4GiB, or half
+    of the GPU's memory."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where networks are computed; auto = a GPU if there is one."""
     threads: int | None = None
@@ -75,15 +76,8 @@ class Run:
             raise InputError(f"ipc (images per class) must be at least 1, not {self.ipc}.")
         if self.select_every < 0 or self.select_nets < 1:
             raise InputError("select_every must be at least 0 and select_nets at least 1.")
-        size = self.memory
-        if isinstance(size, str):
-            size = (bytes_in(size, unit=2**30) or 0) / 2**30
-        if not 0 < size < math.inf:
-            raise InputError(
-                f"memory must be a size above 0 such as 8GiB, 512MiB or 2.5 (GiB), not "
-                f"{self.memory!r}."
-            )
-        object.__setattr__(self, "memory", float(size))
+        if self.memory is not None:
+            object.__setattr__(self, "memory", _gib(self.memory))
         _ = self.wish  # refuses wrong values
         if self.strategy == "graph" and self.compile == "on":
             raise InputError(
@@ -104,6 +98,8 @@ class Run:
     @property
     def budget(self) -> int:
         """Return the memory budget in bytes."""
+        if self.memory is None:
+            return default_memory(self.wish.resolved_device)
         return int(float(self.memory) * 2**30)
 
     @property
@@ -141,6 +137,18 @@ class Where:
     def open_store(self) -> Store:
         """Return the store."""
         return Store(self.store if self.store is not None else default_cache())
+
+
+def _gib(memory: float | str) -> float:
+    """Return a budget of memory in GiB."""
+    size = memory
+    if isinstance(size, str):
+        size = (bytes_in(size, unit=2**30) or 0) / 2**30
+    if not 0 < size < math.inf:
+        raise InputError(
+            f"memory must be a size above 0 such as 8GiB, 512MiB or 2.5 (GiB), not {memory!r}."
+        )
+    return float(size)
 
 
 def open_run_data(run: Run) -> DataSet:

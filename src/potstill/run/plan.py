@@ -12,7 +12,7 @@ from potstill.core.store import Store
 from potstill.data import DataSet, make_space
 from potstill.functional import choose_strategy
 from potstill.methods.api import Context, Cost, Plan, SynthBlock
-from potstill.nets import FlatNet, build, describe, flops
+from potstill.nets import describe, flat, flops
 from potstill.run.config import Run, resolved
 
 GRAPH_FLOPS = 2**25
@@ -40,7 +40,7 @@ def preflight(
             f"{run.data} has one class only ({data.classes[0]!r}); at least 2 are needed."
         )
     run = resolved(run, data)
-    module = build(
+    net = flat(
         run.net,
         channels=data.channels,
         size=data.size,
@@ -65,7 +65,7 @@ def preflight(
     ctx = Context(
         data=data,
         space=make_space(run.normaliser, data),
-        net=FlatNet(module),
+        net=net,
         net_spec=run.net,
         ipc=run.ipc,
         seed=run.seed,
@@ -94,16 +94,16 @@ def plan_lines(
     ctx, cost = preflight(run, data, store=store, workers=workers)
     return [
         plan_line(run, ctx, cost),
-        *([_gradient_line(run, cost)] if cost.graph_bytes else []),
+        *([_gradient_line(ctx.plan.memory, cost)] if cost.graph_bytes else []),
         *cost.notes,
     ]
 
 
-def _gradient_line(run: Run, cost: Cost) -> str:
+def _gradient_line(budget: int, cost: Cost) -> str:
     """Return what both ways of the unrolled gradient need."""
     return (
         f"graph of all student steps: {cost.graph_bytes / 2**20:.0f} MiB; adjoint: "
-        f"{cost.adjoint_bytes / 2**20:.0f} MiB; budget {run.budget / 2**30:g} GiB; "
+        f"{cost.adjoint_bytes / 2**20:.0f} MiB; budget {budget / 2**20:.0f} MiB; "
         f"{cost.steps} outer steps"
     )
 
@@ -112,13 +112,16 @@ def plan_line(run: Run, ctx: Context, cost: Cost) -> str:
     """Return data, network, plan and disk of a run in one line."""
     plan = ctx.plan
     need = cost.graph_bytes if plan.strategy == "graph" else cost.adjoint_bytes
-    gradient = f"gradient {plan.strategy} ({need / 2**20:.0f} MiB), {plan.window.describe()}; "
+    parts = [
+        (need, f"gradient {plan.strategy} ({need / 2**20:.0f} MiB), {plan.window.describe()}"),
+        (cost.disk_bytes or run.select_every, f"experts and checks {plan.tasks.describe()}"),
+        (cost.disk_bytes, f"experts on disk {cost.disk_bytes / 2**20:.0f} MiB"),
+    ]
+    said = "; ".join(text for there, text in parts if there)
     return (
         f"{run.data}: {len(ctx.data.train)} training images, {ctx.data.n_classes} classes, "
         f"{ctx.data.channels}x{ctx.data.size[0]}x{ctx.data.size[1]}; ipc {run.ipc}; "
-        f"{describe(run.net)}; {ctx.space.describe()}; {gradient if need else ''}"
-        f"experts and checks {plan.tasks.describe()}; "
-        f"experts on disk {cost.disk_bytes / 2**20:.0f} MiB"
+        f"{describe(run.net)}; {ctx.space.describe()}{'; ' if said else ''}{said}"
     )
 
 

@@ -16,22 +16,21 @@ from potstill.core.state import load_tree, save_tree
 from potstill.core.store import Store
 from potstill.core.threads import using_threads
 from potstill.data import DataSet, keep_space
-from potstill.engine import Tasks, run_tasks
+from potstill.engine import Tasks, joined, run_tasks
 from potstill.evaluation.tasks import Distilled, EvalSpec, evaluate_one, set_digest
 from potstill.methods.api import Context, Loop
-from potstill.run.config import Run, Where, open_run_data, resolved
+from potstill.run.config import Run, Where
 from potstill.run.folder import (
-    check_machine,
     config_of,
     environment,
     made,
-    occupied,
     plan_of,
     read_run,
     recorded_data,
     resume_line,
 )
-from potstill.run.plan import plan_line, preflight
+from potstill.run.plan import plan_line
+from potstill.run.shared import begun, follow
 from potstill.run.spent import Spent
 from potstill.run.stop import Stop, stoppable
 
@@ -46,25 +45,21 @@ def distil(
 ) -> DistilledSet:
     """Carry out a run in the folder `out`, or go on with it; return the distilled set.
 
+    Processes that torchrun started share the outer steps; all else is the first one's work.
+
     Raises:
         InputError: for bad settings or data, a folder that holds another run, or one in use.
         WorkError: if the work failed.
         Interrupted: after Ctrl-C or SIGTERM; the run can be resumed.
     """
     where, report = where or Where(), report or Quiet()
-    if occupied(out):
-        raise InputError(f"{out} exists and is not a run; choose another folder.")
-    data = data or open_run_data(run)
-    run = resolved(run, data)
-    plan = plan_of(run, out, data)
-    if (found := made(out)) is not None:
-        return found
-    if plan is not None:
-        check_machine(plan, out)
-    ctx, cost = preflight(run, data, plan, store=where.open_store(), workers=where.workers)
-    if isinstance(first := run.method.phases(ctx, {}), Tasks):
-        where.open_store().need_room(first.kind, first.specs, cost.disk_bytes)
-    config = config_of(run, ctx, data)
+    ready = begun(run, out, data, where)
+    if isinstance(ready, DistilledSet):
+        return ready
+    run, ctx, cost, plan = ready
+    if ctx.ranks.rank:
+        return follow(run, ctx, out)
+    data, config = ctx.data, config_of(run, ctx, ctx.data)
     with locked(out), using_threads(ctx.plan.window.threads), stoppable(resume_line(out)) as stop:
         if plan != plan_of(run, out, data):
             raise InputError(f"Another process began the same run in {out} just now.")
@@ -88,18 +83,19 @@ def resume(
     Raises:
         InputError: if the folder is not a run, or as `distil`.
     """
-    run = read_run(out)
-    found = made(out)
-    if found is not None:
+    run, found = joined().in_turn(lambda: (read_run(out), made(out) or recorded_data(out)))
+    if isinstance(found, DistilledSet):
         return found
-    return distil(run, out, data=recorded_data(out), where=where, report=report)
+    return distil(run, out, data=found, where=where, report=report)
 
 
 def _phases(
     run: Run, ctx: Context, out: Path, where: Where, report: Reporter, stop: Stop
 ) -> DistilledSet:
     store, done = where.open_store(), {}
-    if (found := made(out)) is not None:  # as `sweep` found it
+    found = made(out)  # as `sweep` found it
+    ctx.ranks.first(lambda: found is not None)
+    if found is not None:
         return found
     spent = Spent(out / "state" / "spent.json")
     result: DistilledSet | None = None
@@ -114,6 +110,7 @@ def _phases(
                     on_done=lambda done, total, advance=advance: advance(done),
                 )
             done[phase.kind] = [store.verify(phase.kind, spec) for spec in phase.specs]
+            ctx.ranks.first(lambda phase=phase: done[phase.kind])
             spent.save()
         else:
             looped = dataclasses.replace(ctx, nets=phase.nets, done=dict(done))
@@ -129,6 +126,7 @@ def _phases(
     )
     result = dataclasses.replace(result, origin=origin)
     result.save(out / "distilled")
+    ctx.ranks.first(lambda: None)  # the others wait for it
     return result
 
 
@@ -157,6 +155,7 @@ def _loop(
         report.say(f"Going on at outer step {it} of {loop.steps}.")
     else:
         it, state, best = 0, run.method.init(ctx), None
+    it, state = ctx.ranks.first(lambda: (it, state))
     metrics = Metrics(out / "metrics.jsonl", keep_before=it)
 
     def checkpoint() -> None:
@@ -167,7 +166,7 @@ def _loop(
     saved_at, rolled_back = time.monotonic(), 0.0
     try:
         with report.phase("distilling", loop.steps, it) as advance:
-            while it < loop.steps and not stop.asked:
+            while it < loop.steps and not stop.anywhere(ctx.ranks):
                 state, numbers = run.method.step(ctx, state, it)
                 metrics.write(it, numbers)
                 it += 1
@@ -181,6 +180,7 @@ def _loop(
                 elif time.monotonic() - saved_at >= where.checkpoint_seconds:
                     checkpoint()
                     saved_at = time.monotonic()
+        spent.add(ctx.ranks.total(0.0))
         checkpoint()
         stop.check()
     finally:
@@ -233,7 +233,7 @@ def _better(
         kind="evaluations",
         fn=evaluate_one,
         specs=specs,
-        context={"set": str(folder)},
+        context={set_digest(candidate): str(folder)},
         label="check",
     )
     run_tasks(tasks, store, engine=where.engine, workers=where.workers)

@@ -15,6 +15,7 @@ class Spent:
     """Wall and CPU seconds (worker processes included) and peak memory of a run's sessions.
 
     A killed session counts up to its last `save`; work that the store already had costs nothing.
+    Processes that share outer steps add their seconds when these end.
     """
 
     def __init__(self, file: Path) -> None:
@@ -29,6 +30,10 @@ class Spent:
     def _now() -> tuple[float, float]:
         children = resource.getrusage(resource.RUSAGE_CHILDREN)
         return time.perf_counter(), time.process_time() + children.ru_utime + children.ru_stime
+
+    def add(self, cpu_seconds: float) -> None:
+        """Count what processes that shared the outer steps spent."""
+        self._before["cpu_seconds"] = self._before.get("cpu_seconds", 0.0) + cpu_seconds
 
     def total(self) -> dict[str, float]:
         """Return seconds, cpu_seconds and peak_bytes."""

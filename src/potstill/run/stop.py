@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from potstill.engine import Ranks
+
 
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C or SIGTERM asked the work to stop; what is finished is saved."""
@@ -31,6 +33,13 @@ class Stop:
         """Raise Interrupted, which says how to go on, if the work was asked to stop."""
         if self.asked:
             raise Interrupted(f"to go on: {self._again}")
+
+    def anywhere(self, ranks: Ranks) -> bool:
+        """Return whether any process was asked to stop; then all were."""
+        if not ranks.total(self.asked):
+            return False
+        self.asked = True
+        return True
 
     @contextmanager
     def gently(self) -> Iterator[None]:

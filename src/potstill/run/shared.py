@@ -1,0 +1,98 @@
+"""How a run begins, and what all processes but the first do when torchrun started several."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+from potstill.artefact import DistilledSet, load
+from potstill.core.errors import InputError
+from potstill.core.threads import using_threads
+from potstill.data import DataSet
+from potstill.engine import Tasks, joined, take_gpu
+from potstill.methods.api import Context, Cost, Plan
+from potstill.run.config import Run, Where, open_run_data, resolved
+from potstill.run.folder import check_machine, made, occupied, plan_of, resume_line
+from potstill.run.plan import preflight
+from potstill.run.stop import stoppable
+
+Ready = tuple[Run, Context, Cost, Plan | None]
+"""The resolved run, its context, its cost, and the plan in its folder."""
+
+
+def begun(run: Run, out: Path, data: DataSet | None, where: Where) -> DistilledSet | Ready:
+    """Return what a run in `out` needs to go on, the same in all processes, or its finished set.
+
+    Nothing is written. The plan is the recorded one, else the first process's.
+
+    Raises:
+        InputError: for settings, data, a folder or a machine that cannot work.
+    """
+    ranks = joined()
+    ready = ranks.in_turn(lambda: _ready(run, out, data, where))
+    if isinstance(ready, DistilledSet):
+        return ready
+    run, ctx, cost, plan = ready
+    ctx = dataclasses.replace(ctx, plan=ranks.first(lambda: ctx.plan), ranks=ranks)
+    ranks.in_turn(lambda: _check_here(run, ctx, cost, out))
+    return run, ctx, cost, plan
+
+
+def _ready(run: Run, out: Path, data: DataSet | None, where: Where) -> DistilledSet | Ready:
+    """Return what this process finds."""
+    if occupied(out):
+        raise InputError(f"{out} exists and is not a run; choose another folder.")
+    data = data or open_run_data(run)
+    run = resolved(run, data)
+    plan = plan_of(run, out, data)
+    if (found := made(out)) is not None:
+        return found
+    ctx, cost = preflight(run, data, plan, store=where.open_store(), workers=where.workers)
+    if isinstance(first := run.method.phases(ctx, {}), Tasks):
+        where.open_store().need_room(first.kind, first.specs, cost.disk_bytes)
+    return run, ctx, cost, plan
+
+
+def _check_here(run: Run, ctx: Context, cost: Cost, out: Path) -> None:
+    """Refuse processes that do not divide the tasks, and a machine that cannot follow the plan."""
+    world, tasks = ctx.ranks.world, cost.shares
+    if tasks % world:
+        name = type(run.method).__name__.lower()
+        raise InputError(
+            f"{world} processes cannot share an outer step of {name}, which has {tasks} "
+            f"task{'s' * (tasks > 1)}: their number must divide that of the tasks."
+        )
+    check_machine(ctx.plan, out)
+    if world > 1 and ctx.plan.window.device == "cuda":
+        take_gpu()
+
+
+def follow(run: Run, ctx: Context, out: Path) -> DistilledSet:
+    """Take part in the outer steps of a run whose files, checks and tasks are the first process's.
+
+    Raises:
+        WorkError: if the first process ended.
+    """
+    done: dict[str, Any] = {}
+    began = time.process_time()
+    with using_threads(ctx.plan.window.threads), stoppable(resume_line(out)) as stop:
+        if ctx.ranks.first(bool):
+            return load(out / "distilled")
+        while (phase := run.method.phases(ctx, done)) is not None:
+            if isinstance(phase, Tasks):
+                done[phase.kind] = ctx.ranks.first(list)
+                continue
+            looped = dataclasses.replace(ctx, nets=phase.nets, done=dict(done))
+            it, state = ctx.ranks.first(tuple)
+            with stop.gently():
+                while it < phase.steps and not stop.anywhere(ctx.ranks):
+                    state, _ = run.method.step(looped, state, it)
+                    it += 1
+            ctx.ranks.total(time.process_time() - began)
+            if it < phase.steps:
+                stop.check()
+            done["loop"] = [out]
+        ctx.ranks.first(tuple)
+    return load(out / "distilled")
