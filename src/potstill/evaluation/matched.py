@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from potstill.artefact import DistilledSet, load
@@ -26,6 +27,9 @@ from potstill.evaluation.tasks import EvalSpec, Taught, evaluate_one, set_digest
 from potstill.experts import ExpertSpec, ImportedExpert, train_expert
 from potstill.functional import TrainSpec
 from potstill.nets import NET_POOLS, NetSpec, build, filled, variant
+
+KIND = "evaluations"
+"""Where finished trainings lie in the store."""
 
 
 def evaluate(
@@ -118,22 +122,14 @@ def evaluate(
         for group in _groups(s, net, images, regimes, taught, rules, how)
     ]
     specs = tuple(dict.fromkeys(spec for group in groups for spec in group.specs))
+    work_on = partial(run_tasks, store=store, engine=engine, workers=workers)
     with _folders(s, path, others) as folders:
         if taught is not None and any(spec.labels == taught for spec in specs):
-            lessons = Tasks(
-                kind="experts",
-                fn=train_expert,
-                specs=(taught.teacher,),
-                context={"source": s.origin.data},
-                label="teacher",
-            )
-            run_tasks(lessons, store, engine=engine, workers=workers)
-        tasks = _tasks(specs, folders, store)
-        run_tasks(tasks, store, engine=engine, workers=workers, on_done=on_done)
-    found = {spec: read_json(store.verify(tasks.kind, spec) / "result.json") for spec in specs}
-    rows = [row_of(group, found, rules) for group in groups]
+            work_on(_lessons(taught, s.origin.data))
+        work_on(_tasks(specs, folders, store), on_done=on_done)
+    found = {spec: read_json(store.verify(KIND, spec) / "result.json") for spec in specs}
     return Result(
-        rows=tuple(shown(rows)),
+        rows=tuple(shown([row_of(group, found, rules) for group in groups])),
         protocol=rules.name,
         data=s.origin.data,
         identity=s.ref.identity,
@@ -166,9 +162,14 @@ def _nets(nets: Sequence[str | NetSpec], own: NetSpec) -> list[NetSpec]:
 
 def _tasks(specs: tuple[EvalSpec, ...], folders: dict[str, str], store: Store) -> Tasks:
     context = {**folders, "store": str(store.root)}
-    return Tasks(
-        kind="evaluations", fn=evaluate_one, specs=specs, context=context, label="evaluation"
-    )
+    return Tasks(kind=KIND, fn=evaluate_one, specs=specs, context=context, label="evaluation")
+
+
+def _lessons(taught: Taught, source: str) -> Tasks:
+    """Return the training of the teacher of soft labels."""
+    context = {"source": source}
+    specs = (taught.teacher,)
+    return Tasks(kind="experts", fn=train_expert, specs=specs, context=context, label="teacher")
 
 
 @contextmanager
