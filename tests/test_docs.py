@@ -30,3 +30,8 @@ def test_readme_commands_exist() -> None:
     used = set(re.findall(r"^potstill (\w+)", blocks, re.MULTILINE))
     assert used
     assert used <= set(COMMANDS)
+
+
+def test_the_page_of_measured_speed_is_current(bench) -> None:
+    page = bench("page")
+    assert (page.FOLDER / "README.md").read_text() == page.page()
