@@ -37,7 +37,7 @@ def parser(
     about: str | None, *, versions: Sequence[str], repeats: int, width: int = 128
 ) -> argparse.ArgumentParser:
     """Return a parser with the flags of all benchmarks."""
-    made = argparse.ArgumentParser(description=(about or "").splitlines()[0])
+    made = argparse.ArgumentParser(description=next(iter((about or "").splitlines()), ""))
     made.add_argument("--versions", nargs="+", default=list(versions), choices=versions)
     made.add_argument("--widths", type=int, nargs="+", default=[width], help="of ConvNet-3")
     made.add_argument("--repeats", type=int, default=repeats, help="n")
