@@ -15,12 +15,13 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from rows import Row, keep
 
 from potstill.core.compute import Compute, Wish, choose
 from potstill.core.errors import InputError
@@ -52,6 +53,21 @@ def parsed(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argp
     """Return the flags, and as `words` what they were read from."""
     words = sys.argv[1:] if arguments is None else arguments
     return parser.parse_args(words, argparse.Namespace(words=words))
+
+
+def run(
+    parser: argparse.ArgumentParser,
+    arguments: list[str] | None,
+    each: Callable[[argparse.Namespace], Iterable[tuple[Row, list[str]]]],
+    in_fresh_process: Callable[[argparse.Namespace, Row], None] | None = None,
+) -> list[Row]:
+    """Keep every row that `each` yields with its text, or do what a fresh process is asked to."""
+    asked = parsed(parser, arguments)
+    with workplace(asked.threads):
+        if asked.in_fresh_process and in_fresh_process:
+            in_fresh_process(asked, asked.in_fresh_process)
+            return []
+        return [keep(row, text, asked.out) for row, text in each(asked)]
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -196,24 +196,22 @@ def flags() -> argparse.ArgumentParser:
     return parser
 
 
+def measured(asked: argparse.Namespace) -> Iterator[tuple[Row, list[str]]]:
+    """Measure every configuration asked for; yield rows and their text."""
+    for width in asked.widths:
+        difference = check_training(width=width)
+        print(f"width {width}: float64 training equals the plain one to {difference:.1e}")
+        for ipc in asked.ipc:
+            what = {"width": width, "ipc": ipc}
+            compiling = common.compile_seconds(__file__, what, asked)
+            row = measure(asked, width, ipc)
+            row |= {"float64_difference": difference, "compile_cpu_seconds": compiling}
+            yield row, show(row)
+
+
 def main(arguments: list[str] | None = None) -> list[Row]:
     """Measure every configuration asked for, print it and append it to --out."""
-    asked = common.parsed(flags(), arguments)
-    found = []
-    with common.workplace(asked.threads):
-        if asked.in_fresh_process:
-            in_fresh_process(asked, asked.in_fresh_process)
-            return []
-        for width in asked.widths:
-            difference = check_training(width=width)
-            print(f"width {width}: float64 training equals the plain one to {difference:.1e}")
-            for ipc in asked.ipc:
-                what = {"width": width, "ipc": ipc}
-                compiling = common.compile_seconds(__file__, what, asked)
-                row = measure(asked, width, ipc)
-                row |= {"float64_difference": difference, "compile_cpu_seconds": compiling}
-                found.append(rows.keep(row, show(row), asked.out))
-    return found
+    return common.run(flags(), arguments, measured, in_fresh_process)
 
 
 if __name__ == "__main__":

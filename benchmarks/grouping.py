@@ -11,7 +11,7 @@ machine has it. Before anything is timed, the gradients must agree in float64.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import common
@@ -106,22 +106,28 @@ def measure(asked: argparse.Namespace, width: int, batch: int, compute: Compute 
     }
 
 
-def main(arguments: list[str] | None = None) -> list[Row]:
-    """Measure every configuration asked for, print it and append it to --out."""
+def flags() -> argparse.ArgumentParser:
+    """Return the parser of the flags."""
     parser = common.parser(__doc__, versions=VERSIONS, repeats=20, width=32)
     parser.add_argument("--batch", type=int, nargs="+", default=[10, 256])
     parser.add_argument("--eager-only", action="store_true", help="do not compile anything")
-    asked = common.parsed(parser, arguments)
-    found = []
-    with common.workplace(asked.threads):
-        compiled = common.first_order("compiled", asked.threads)
-        for width in asked.widths:
-            for batch in asked.batch:
-                for compute in (None, compiled)[: 1 if asked.eager_only else 2]:
-                    row = measure(asked, width, batch, compute)
-                    title = f"width {width}, {NETWORKS} networks, b = {batch}, {row['compute']}"
-                    found.append(rows.keep(row, rows.lines(row, title), asked.out))
-    return found
+    return parser
+
+
+def measured(asked: argparse.Namespace) -> Iterator[tuple[Row, list[str]]]:
+    """Measure every configuration asked for; yield rows and their text."""
+    compiled = common.first_order("compiled", asked.threads)
+    for width in asked.widths:
+        for batch in asked.batch:
+            for compute in (None, compiled)[: 1 if asked.eager_only else 2]:
+                row = measure(asked, width, batch, compute)
+                title = f"width {width}, {NETWORKS} networks, b = {batch}, {row['compute']}"
+                yield row, rows.lines(row, title)
+
+
+def main(arguments: list[str] | None = None) -> list[Row]:
+    """Measure every configuration asked for, print it and append it to --out."""
+    return common.run(flags(), arguments, measured)
 
 
 if __name__ == "__main__":

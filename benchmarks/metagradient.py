@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -171,7 +171,7 @@ def check_equal(
     )
 
 
-def in_fresh_process(what: Row) -> None:
+def in_fresh_process(_: argparse.Namespace, what: Row) -> None:
     """Print the peak bytes of two outer steps, or what the first and a second step take."""
     p, run = problem(**what["sizes"]), version(what["version"])
     first, second = (common.timed(lambda: run(p.short()))[0] for _ in range(2))
@@ -251,8 +251,8 @@ def size_of(text: str) -> tuple[int, int, int]:
     return ipc, window, total
 
 
-def main(arguments: list[str] | None = None) -> list[Row]:
-    """Measure every configuration asked for, print it and append it to --out."""
+def flags() -> argparse.ArgumentParser:
+    """Return the parser of the flags."""
     parser = common.parser(__doc__, versions=(*VERSIONS, "bfloat16"), repeats=5)
     parser.set_defaults(versions=list(VERSIONS))
     sizes: dict[str, Any] = {"type": size_of, "nargs": "+", "default": list(ORIGINAL)}
@@ -261,26 +261,29 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     parser.add_argument("--real", type=int, default=256, help="real images")
     parser.add_argument("--flat", type=int, nargs="*", default=[5, 40], help="M of the adjoint")
     parser.add_argument("--no-memory", action="store_true", help="leave out the peak memory")
-    asked = common.parsed(parser, arguments)
-    found = []
-    with common.workplace(asked.threads):
-        if asked.in_fresh_process:
-            in_fresh_process(asked.in_fresh_process)
-            return []
-        for width in asked.widths:
-            for ipc, window, total in asked.sizes:
-                if asked.start > total - window:
-                    parser.error(f"--start must be at most {total - window} here")
-                sizes = {"width": width, "ipc": ipc, "start": asked.start}
-                difference = check_equal(**sizes, versions=asked.versions)
-                print(f"width {width}, IPC {ipc}: float64 gradients equal to {difference:.1e}")
-                sizes |= {"window": window, "real": asked.real}
-                what = {"sizes": sizes, "task": "compile"}
-                row = measure(asked, sizes, total)
-                row["float64_difference"] = difference
-                row["compile_cpu_seconds"] = common.compile_seconds(__file__, what, asked)
-                found.append(rows.keep(row, show(row), asked.out))
-    return found
+    return parser
+
+
+def measured(asked: argparse.Namespace) -> Iterator[tuple[Row, list[str]]]:
+    """Measure every configuration asked for; yield rows and their text."""
+    for width in asked.widths:
+        for ipc, window, total in asked.sizes:
+            if asked.start > total - window:
+                flags().error(f"--start must be at most {total - window} here")
+            sizes = {"width": width, "ipc": ipc, "start": asked.start}
+            difference = check_equal(**sizes, versions=asked.versions)
+            print(f"width {width}, IPC {ipc}: float64 gradients equal to {difference:.1e}")
+            sizes |= {"window": window, "real": asked.real}
+            what = {"sizes": sizes, "task": "compile"}
+            row = measure(asked, sizes, total)
+            row["float64_difference"] = difference
+            row["compile_cpu_seconds"] = common.compile_seconds(__file__, what, asked)
+            yield row, show(row)
+
+
+def main(arguments: list[str] | None = None) -> list[Row]:
+    """Measure every configuration asked for, print it and append it to --out."""
+    return common.run(flags(), arguments, measured, in_fresh_process)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import argparse
 import json
 import statistics
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import common
@@ -221,23 +222,21 @@ def flags() -> argparse.ArgumentParser:
     return parser
 
 
+def measured(asked: argparse.Namespace) -> Iterator[tuple[Row, list[str]]]:
+    """Measure every configuration asked for; yield rows and their text."""
+    for width in asked.widths:
+        differences = (
+            check_training(width=width),
+            check_equal(width=width, batch=10, versions=("graph", "adjoint")),
+        )
+        print(f"width {width}: float64 agrees to {max(differences):.1e}")
+        row = {**measure(asked, width), "float64_difference": max(differences)}
+        yield row, show(row)
+
+
 def main(arguments: list[str] | None = None) -> list[Row]:
     """Measure every width asked for, print it and append it to --out."""
-    asked = common.parsed(flags(), arguments)
-    found = []
-    with common.workplace(asked.threads):
-        if asked.in_fresh_process:
-            in_fresh_process(asked, asked.in_fresh_process)
-            return []
-        for width in asked.widths:
-            differences = (
-                check_training(width=width),
-                check_equal(width=width, batch=10, versions=("graph", "adjoint")),
-            )
-            print(f"width {width}: float64 agrees to {max(differences):.1e}")
-            row = {**measure(asked, width), "float64_difference": max(differences)}
-            found.append(rows.keep(row, show(row), asked.out))
-    return found
+    return common.run(flags(), arguments, measured, in_fresh_process)
 
 
 if __name__ == "__main__":

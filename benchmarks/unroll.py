@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -131,7 +131,7 @@ def check_equal(
     )
 
 
-def in_fresh_process(what: Row) -> None:
+def in_fresh_process(_: argparse.Namespace, what: Row) -> None:
     """Print the peak of two outer steps above one with N = 1, or what the first step takes."""
     p = problem(width=what["width"], batch=what["batch"], steps=what["steps"])
     run = version(what["version"])
@@ -181,28 +181,31 @@ def show(row: Row) -> list[str]:
     ]
 
 
-def main(arguments: list[str] | None = None) -> list[Row]:
-    """Measure every configuration asked for, print it and append it to --out."""
+def flags() -> argparse.ArgumentParser:
+    """Return the parser of the flags."""
     parser = common.parser(__doc__, versions=VERSIONS, repeats=5)
     parser.add_argument("--steps", type=int, nargs="+", default=[10, 50], help="N")
     parser.add_argument("--batch", type=int, default=10)
     parser.add_argument("--no-memory", action="store_true", help="leave out the peak memory")
-    asked = common.parsed(parser, arguments)
-    found = []
-    with common.workplace(asked.threads):
-        if asked.in_fresh_process:
-            in_fresh_process(asked.in_fresh_process)
-            return []
-        for width in asked.widths:
-            difference = check_equal(width=width, batch=asked.batch, versions=asked.versions)
-            print(f"width {width}: float64 gradients equal the plain ones to {difference:.1e}")
-            what = {"width": width, "batch": asked.batch, "steps": 1, "task": "compile"}
-            compiling = common.compile_seconds(__file__, what, asked)
-            for steps in asked.steps:
-                row = measure(asked, width, steps)
-                row |= {"float64_difference": difference, "compile_cpu_seconds": compiling}
-                found.append(rows.keep(row, show(row), asked.out))
-    return found
+    return parser
+
+
+def measured(asked: argparse.Namespace) -> Iterator[tuple[Row, list[str]]]:
+    """Measure every configuration asked for; yield rows and their text."""
+    for width in asked.widths:
+        difference = check_equal(width=width, batch=asked.batch, versions=asked.versions)
+        print(f"width {width}: float64 gradients equal the plain ones to {difference:.1e}")
+        what = {"width": width, "batch": asked.batch, "steps": 1, "task": "compile"}
+        compiling = common.compile_seconds(__file__, what, asked)
+        for steps in asked.steps:
+            row = measure(asked, width, steps)
+            row |= {"float64_difference": difference, "compile_cpu_seconds": compiling}
+            yield row, show(row)
+
+
+def main(arguments: list[str] | None = None) -> list[Row]:
+    """Measure every configuration asked for, print it and append it to --out."""
+    return common.run(flags(), arguments, measured, in_fresh_process)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,9 @@ def collect(runs: list[Path], name: str, command: str) -> None:
     """Write results/NAME.jsonl from the rows of one or more runs."""
     git = ["git", "-C", str(HERE)]
     commit = subprocess.check_output([*git, "rev-parse", "HEAD"], text=True).strip()
-    changed = subprocess.check_output([*git, "status", "--porcelain", "-uno", "..", ":!."], text=True)
+    changed = subprocess.check_output(
+        [*git, "status", "--porcelain", "-uno", "..", ":!."], text=True
+    )
     facts = {
         "command": command,
         "commit": commit + (" with changes" if changed.strip() else ""),

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -17,3 +18,10 @@ def bench(monkeypatch):
     for name, module in list(sys.modules.items()):
         if Path(getattr(module, "__file__", None) or "/").parent == BENCHMARKS:
             del sys.modules[name]
+
+
+@pytest.fixture
+def alone(tmp_path, monkeypatch):
+    """Give a test a cache of its own, and one thread."""
+    monkeypatch.setenv("POTSTILL_CACHE", str(tmp_path / "cache"))
+    torch.set_num_threads(1)

@@ -237,7 +237,7 @@ def test_the_guard_goes_back_to_the_start_within_the_first_steps():
     state = start
     for it in range(2):
         state, numbers = METHOD.step(ctx, state, it)
-        assert numbers == {"rolled_back": it + 1, "beta": pytest.approx(0.05)}
+        assert numbers == {"rolled_back": it + 1, "beta": pytest.approx(0.05), "undone": 1}
         assert (state["failed"], state["rolled_back"]) == (it + 1, it + 1)
         assert same(state["images"], start["images"])
         assert torch.equal(state["beta"], start["beta"])

@@ -1,169 +1,45 @@
-"""RaT-BPTT in float64 against a double loop; windows, real images, outer steps, export."""
+"""RaT-BPTT: the meta-gradient in float64 against a double loop; resume, export, refusals."""
 
 import json
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from metagradients import (
+    METHOD,
+    NET,
+    adam_step,
+    cast,
+    context,
+    logits,
+    near,
+    placed,
+    sgd_step,
+    text,
+    transcribed,
+    walked,
+)
 from potstill.artefact import Soft, load
 from potstill.core.compute import Compute
-from potstill.core.errors import InputError, WorkError
+from potstill.core.errors import InputError
 from potstill.core.keys import generator
 from potstill.core.state import load_tree, save_tree
-from potstill.data import measure_stats, open_data
-from potstill.experts import Draw, Fresh
+from potstill.experts import Draw
 from potstill.functional import SGD, Adam, Batch, accuracy, fit, run_prefix, unroll
-from potstill.methods import Context, Loop, Plan, SynthBlock
+from potstill.methods import Loop, Plan, SynthBlock
 from potstill.methods.inner import Inner
-from potstill.methods.outer import Clip, on_simplex
-from potstill.methods.ratbptt import RaTBPTT
-from potstill.methods.real import WEIGHTS, RealImages, missed, weighted
+from potstill.methods.outer import Clip
+from potstill.methods.real import RealImages
 from potstill.methods.start import labels_of
 from potstill.methods.student import averaged, outer_gradient
-from potstill.methods.windows import PATIENCE, Turn, Window, first_turn, turned, witnessed
-from potstill.nets import FlatNet, NetSpec, build
+from potstill.methods.windows import Window
+from potstill.nets import FlatNet, build
 
-NET = NetSpec(name="convnet2", width=8)
-METHOD = RaTBPTT(
-    iterations=20,
-    window=Window(length=3, total=7, place="fixed"),
-    inner=Inner(lr=0.01),
-    real=RealImages(batch=90),
-    image_init="real",
-    lr_img=0.01,
-    evaluation_steps=40,
-)
-
-
-@pytest.fixture(autouse=True)
-def _alone(tmp_path, monkeypatch):
-    monkeypatch.setenv("POTSTILL_CACHE", str(tmp_path / "cache"))
-    torch.set_num_threads(1)
-
-
-@dataclass(frozen=True)
-class Cast:
-    """Another source in another type; the networks of `broken` outer steps are infinite."""
-
-    source: Fresh
-    dtype: torch.dtype = torch.float32
-    broken: frozenset = field(default_factory=frozenset)
-
-    def draw(self, seed, it):
-        theta = self.source.draw(seed, it).theta.to(self.dtype)
-        theta = theta + float("inf") if it in self.broken else theta
-        return Draw(theta=theta, target=None, expert=0, epoch=0)
-
-
-def context(*, ipc=1, strategy="graph", synth=None, dtype=torch.float32, broken=(), memory=2**32):
-    data = open_data("digits", limit=40)
-    module = build(NET, channels=1, size=data.size, classes=10, seed=0, key=("student",))
-    one = Compute(threads=1)
-    return Context(
-        data=data,
-        space=measure_stats(data.train),
-        net=FlatNet(module),
-        net_spec=NET,
-        ipc=ipc,
-        seed=0,
-        plan=Plan(strategy=strategy, window=one, tasks=one, memory=memory),
-        synth=synth or (SynthBlock(ipc=ipc),),
-        nets=Cast(Fresh(NET, 1, (8, 8), 10), dtype, frozenset(broken)),
-    )
-
-
-def cast(tree, dtype):
-    if isinstance(tree, dict):
-        return {name: cast(value, dtype) for name, value in tree.items()}
-    if isinstance(tree, tuple):
-        return tuple(cast(value, dtype) for value in tree)
-    real = isinstance(tree, torch.Tensor) and tree.is_floating_point()
-    return tree.to(dtype) if real else tree
-
-
-def placed(state, start, length):
-    return {**state, "turn": Turn(number=0, start=start, length=length, seen=(0.0, 0), memory={})}
-
-
-def walked(method, ctx, state, start, stop):
-    rows = []
-    for it in range(start, stop):
-        state, numbers = method.step(ctx, state, it)
-        rows.append(numbers)
-    return state, rows
-
-
-def text(state, folder):
-    save_tree(folder / "tree", state)
-    return (folder / "tree").read_bytes()
-
-
-def logits(theta, x):
-    """A ConvNet-D2 of width 8 written out for a vector of parameters."""
-    shapes = [(8, 1, 3, 3), (8,), (8,), (8,), (8, 8, 3, 3), (8,), (8,), (8,), (10, 32), (10,)]
-    sizes = [torch.Size(shape).numel() for shape in shapes]
-    parts = [p.view(shape) for p, shape in zip(theta.split(sizes), shapes, strict=True)]
-    w1, b1, g1, h1, w2, b2, g2, h2, w, b = parts
-    x = F.avg_pool2d(F.relu(F.group_norm(F.conv2d(x, w1, b1, padding=1), 8, g1, h1)), 2)
-    x = F.avg_pool2d(F.relu(F.group_norm(F.conv2d(x, w2, b2, padding=1), 8, g2, h2)), 2)
-    return x.flatten(1) @ w.t() + b
-
-
-def adam_step(theta, grad, state, lr, s, *, inside):
-    """Step s (from 1): torch's Adam, inside the window that of `higher` 0.2.1; no dead unit."""
-    m, v = state
-    m, v = 0.9 * m + 0.1 * grad, 0.999 * v + 0.001 * grad * grad
-    c1, c2 = 1 - 0.9**s, 1 - 0.999**s
-    root = torch.where(v > 0, v, 1).sqrt() * (v > 0)
-    if inside:
-        return theta - lr * c2**0.5 / c1 * m / (root + 1e-8), (m, v)
-    return theta - lr / c1 * m / (root / c2**0.5 + 1e-8), (m, v)
-
-
-def sgd_step(theta, grad, state, lr, s, *, inside):
-    b = grad + 0.01 * theta
-    b = b if s == 1 else 0.9 * state[0] + b
-    return theta - lr * b, (b,)
-
-
-def transcribed(method, ctx, state, it, k, step):
-    """Return L, dL/dU, dL/dy, dL/dlr by one graph through the window, for hard labels dL/dy 0."""
-    start, length = state["turn"]["start"], state["turn"]["length"]
-    u = torch.cat(state["images"]).clone().requires_grad_()
-    hard = labels_of(ctx)
-    y = torch.cat(state["labels"]) if state["labels"] else F.one_hot(hard, 10).to(u)
-    y = y.clone().requires_grad_()
-    lr = state["lr"].clone().requires_grad_()
-    theta = ctx.nets.draw(ctx.seed, it * method.tasks + k).theta
-    chance = generator(ctx.seed, "student", it, k)
-    batches = method.inner.batches(ctx, start + length, chance)
-    moments = (torch.zeros_like(theta), torch.zeros_like(theta))
-    for t, batch in enumerate(batches):
-        inside = t >= start
-        x, labels, rate = (each if inside else each.detach() for each in (u, y, lr))
-        if t == start:
-            theta = theta.detach()
-            moments = tuple(m.detach() for m in moments)
-        theta = theta if inside and t > start else theta.requires_grad_()
-        x = x[batch.index]
-        if method.inner.augment is not None:
-            x = method.inner.augment.apply(x, batch.extra)
-        loss = -(labels[batch.index] * F.log_softmax(logits(theta, x), 1)).sum(1).mean()
-        (grad,) = torch.autograd.grad(loss, theta, create_graph=inside)
-        theta, moments = step(theta, grad, moments, rate, t + 1, inside=inside)
-        if not inside:
-            theta = theta.detach()
-    x, labels = method.real.drawn(ctx, state["missed"], it, k, like=theta)
-    outer = F.cross_entropy(logits(theta, x), labels)
-    return outer.detach(), *torch.autograd.grad(outer, [u, y, lr], allow_unused=True)
-
-
-def near(a, b, limit):
-    assert (a - b).norm() <= limit * b.norm(), float((a - b).norm() / b.norm())
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 # --- the meta-gradient -------------------------------------------------------------------------
@@ -338,285 +214,6 @@ def test_a_student_step_sees_classes_and_images_as_asked():
     assert len(pairs) > 150  # of 210
     (batch, _) = Inner().batches(ctx, 2, generator(0, "test"))
     assert batch.index.tolist() == list(range(30))
-
-
-# --- windows -----------------------------------------------------------------------------------
-
-
-def no_norms(steps):
-    raise AssertionError("only `adaptive` asks for norms")
-
-
-def starts(window, turns, norms=no_norms, loss=None):
-    turn, found = first_turn(), []
-    for number in range(turns):
-        turn = turned(window, turn, number, seed=0, norms=norms)
-        found.append((turn["start"], turn["length"]))
-        if loss is not None:
-            turn = witnessed(turn, loss(number))
-    return found
-
-
-def test_random_windows_are_uniform_with_both_ends():
-    found = Counter(starts(Window(length=3, total=12, least=2), 4000))
-    assert set(found) == {(start, 3) for start in range(2, 10)}
-    mean, spread = 500, (4000 / 8 * 7 / 8) ** 0.5
-    assert all(abs(count - mean) < 4.5 * spread for count in found.values())
-
-
-def test_windows_of_random_length_begin_at_zero():
-    window = Window(length=3, total=8, place="random-length")
-    found = Counter(starts(window, 3000))
-    assert set(found) == {(0, length) for length in range(3, 9)}
-    assert all(abs(count - 500) < 4.5 * (500 * 5 / 6) ** 0.5 for count in found.values())
-    assert window.longest == 8
-
-
-def test_fixed_windows():
-    assert set(starts(Window(length=3, total=8, place="fixed"), 5)) == {(5, 3)}
-    assert set(starts(Window(length=3, total=8, place="zero"), 5)) == {(0, 3)}
-    assert set(starts(Window(length=8, total=8), 5)) == {(0, 8)}
-
-
-def test_moving_windows_follow_a_naive_loop():
-    window = Window(length=3, total=9, place="moving", least=1)
-    losses = [1 / (1 + n) if n < 5 else 0.5 + n % 3 for n in range(4 * PATIENCE)]
-    found = starts(window, len(losses), loss=lambda number: losses[number])
-    wanted, start, best, waited = [], 1, float("inf"), 0
-    for loss in losses:
-        wanted.append((start, 3))
-        waited += 1
-        if loss < best:
-            best, waited = loss, 0
-        elif waited >= PATIENCE:
-            start, best, waited = min(start + 3, 6), float("inf"), 0
-    assert found == wanted
-    assert {start for start, _ in found} == {1, 4, 6}
-
-
-def test_adaptive_windows_start_by_softmax_of_the_norms():
-    norms = torch.tensor([5.0, 0.1, 1.0, 2.0, 0.5])
-    window = Window(length=3, total=7, place="adaptive", least=1)
-    found = Counter(start for start, _ in starts(window, 4000, lambda steps: norms[:steps]))
-    chances = norms[1:].double().softmax(0)
-    for start, chance in enumerate(chances.tolist(), 1):
-        assert abs(found[start] - 4000 * chance) < 4.5 * (4000 * chance * (1 - chance)) ** 0.5
-    assert sum(found.values()) == 4000
-    assert set(found) == {1, 2, 3, 4}
-    assert starts(window, 3, lambda steps: torch.full((steps,), float("nan")))
-
-
-def test_the_method_measures_the_norms_of_plain_steps():
-    ctx = context(dtype=torch.float64)
-    method = replace(METHOD, inner=Inner(lr=0.01, augment=None))
-    state = cast(method.init(ctx), torch.float64)
-    seen = []
-
-    def probe(window, memory, chance, norms):
-        seen.append(norms(4))
-        return 0, 2
-
-    from potstill.methods import windows
-
-    windows.PLACEMENTS._things["probe"] = windows.Placement(help="", place=probe)
-    try:
-        probing = replace(method, window=Window(length=2, total=5, place="probe"))
-        probing.step(ctx, state, 0)
-    finally:
-        del windows.PLACEMENTS._things["probe"]
-    from potstill.core.keys import integer
-
-    theta = ctx.nets.draw(integer(ctx.seed, "norms"), 0).theta
-    u, y, moments = state["images"][0], labels_of(ctx), (torch.zeros_like(theta),) * 2
-    for s, norm in enumerate(seen[0].tolist(), 1):
-        leaf = theta.clone().requires_grad_()
-        (grad,) = torch.autograd.grad(F.cross_entropy(logits(leaf, u), y), leaf)
-        assert norm == pytest.approx(float(grad.norm()), rel=1e-9)
-        theta, moments = adam_step(theta, grad, moments, state["lr"], s, inside=False)
-    assert s == 4
-
-
-@pytest.mark.parametrize("redraw", ["epoch", "step"])
-def test_a_window_stays_for_an_epoch_or_a_step(redraw):
-    ctx = context()
-    window = Window(length=1, total=9, redraw=redraw)
-    method = replace(METHOD, window=window, real=RealImages(batch=120))
-    epoch = -(-len(ctx.data.train) // 120)
-    assert epoch > 2
-    _, rows = walked(method, ctx, method.init(ctx), 0, 4 * epoch)
-    found = [row["start"] for row in rows]
-    parts = [found[k : k + epoch] for k in range(0, len(found), epoch)]
-    assert all(len(set(part)) == 1 for part in parts) == (redraw == "epoch")
-    assert len(set(found)) > 1
-
-
-# --- real images -------------------------------------------------------------------------------
-
-
-def test_an_epoch_takes_each_real_image_once():
-    ctx, real = context(), RealImages(batch=150)
-    n = len(ctx.data.train)
-    per = -(-n // 150)
-    epochs = []
-    for epoch in range(2):
-        rows = [real.rows(ctx, None, epoch * per + k, 0) for k in range(per)]
-        assert [len(r) for r in rows] == [150] * (per - 1) + [n - 150 * (per - 1)]
-        epochs.append(torch.cat(rows))
-        assert epochs[-1].sort().values.tolist() == list(range(n))
-    assert not torch.equal(*epochs)
-    assert not torch.equal(real.rows(ctx, None, 0, 0), real.rows(ctx, None, 0, 1))
-
-
-def test_weights_of_missed_images():
-    scores = torch.tensor([0, 1, 4, 7, 8], dtype=torch.uint8)
-    assert WEIGHTS["hard"](scores, 8).tolist() == [0, 1, 1, 1, 1]
-    assert WEIGHTS["prob"](scores, 8).tolist() == [5, 6, 9, 12, 13]
-    assert WEIGHTS["quaprob"](scores, 8).tolist() == [4 - abs(s - 4) + 5 for s in (0, 1, 4, 7, 8)]
-    weights = torch.tensor([0.0, 1.0, 3.0])
-    first = Counter(int(weighted(weights, 1, generator(0, k))) for k in range(2000))
-    assert set(first) == {1, 2}
-    assert abs(first[2] - 1500) < 4.5 * (2000 * 0.75 * 0.25) ** 0.5
-    assert sorted(weighted(weights, 9, generator(0)).tolist()) == [1, 2]
-    assert sorted(weighted(torch.zeros(3), 9, generator(0)).tolist()) == [0, 1, 2]
-
-
-def test_missed_images_are_counted_and_drawn():
-    ctx = context()
-    real = RealImages(batch=50, sampling="hard", rescore_every=2, rescore_nets=3)
-    method = replace(METHOD, real=real, evaluation_steps=5)
-    state, _ = walked(method, ctx, method.init(ctx), 0, 2)
-    assert state["missed"] is None
-    spec = method.inner.recipe(ctx, float(state["lr"]), steps=5, soft=False)
-    images, labels = state["images"][0], labels_of(ctx)
-    found = missed(ctx, images, labels, spec, nets=3, it=2)
-    count = torch.zeros(len(ctx.data.train), dtype=torch.int64)
-    from potstill.core.keys import integer
-
-    for k in range(3):
-        theta = ctx.nets.draw(integer(ctx.seed, "missed", 2), k).theta
-        theta = fit(ctx.net, theta, images, labels, spec, seed=0, key=("missed", 2, k))
-        out = logits(theta, ctx.space.forward(ctx.data.train.pixels))
-        count += out.argmax(1) != ctx.data.train.labels
-    assert found.tolist() == count.tolist()
-    state, _ = method.step(ctx, state, 2)
-    assert torch.equal(state["missed"], found)
-    assert 0 < int((found > 0).sum()) < len(found)
-    assert bool((found[real.rows(ctx, found, 3, 0)] > 0).all())
-
-
-# --- outer steps -------------------------------------------------------------------------------
-
-
-def test_clipping_follows_a_naive_loop():
-    norms = [1.0, 1.5, 40.0, 0.2, 0.0, 3.0, 100.0]
-    clip, mean, s = Clip(weight=0.9, factor=2.0), None, None
-    for norm in norms:
-        mean, cut = clip.cut(mean, norm)
-        s = norm if s is None else 0.9 * s + 0.1 * norm
-        assert mean == pytest.approx(s)
-        assert norm * cut == pytest.approx(min(norm, 2 * s))
-    assert Clip(weight=None).cut(None, 5.0) == (None, 1.0)
-
-
-@pytest.mark.parametrize("together", [False, True])
-def test_outer_steps_equal_adam_of_torch(together):
-    ctx = context(ipc=2, dtype=torch.float64)
-    clip = Clip(weight=0.5, factor=0.6, labels=together)
-    method = replace(METHOD, labels="raw", lr_label=0.02, lr_lr=0.1, clip=clip)
-    state = cast(method.init(ctx), torch.float64)
-    u, y = (torch.nn.Parameter(torch.cat(state[name]).clone()) for name in ("images", "labels"))
-    log_lr = torch.nn.Parameter(state["lr"].log())
-    groups = [(u, 0.01), (y, 0.02), (log_lr, 0.1)]
-    adam = torch.optim.Adam([{"params": [p], "lr": lr} for p, lr in groups])
-    s, cuts = None, 0
-    for it in range(6):
-        ready = method._made_ready(ctx, state, it)
-        found = method.task(ctx, ready, it, 0)
-        u.grad, y.grad, log_lr.grad = found.images[0], found.labels[0], found.lr
-        whole = [u.grad, y.grad] if together else [u.grad]
-        g = sum(float(x.square().sum()) for x in whole) ** 0.5
-        s = g if s is None else 0.5 * s + 0.5 * g
-        if g > 0.6 * s:
-            cuts += 1
-            for x in whole:
-                x.mul_(0.6 * s / g)
-        adam.step()
-        with torch.no_grad():
-            y.clamp_(min=0)
-        state, numbers = method.step(ctx, state, it)
-        assert numbers["norm"] == pytest.approx(g)
-        assert numbers["loss"] == pytest.approx(float(found.loss))
-        near(state["images"][0], u.detach(), 1e-12)
-        near(state["labels"][0], y.detach(), 1e-12)
-        near(state["lr"], log_lr.detach().exp(), 1e-12)
-    assert cuts
-
-
-def test_steps_that_are_not_finite_are_left_out():
-    ctx = context(broken=(1, 2))
-    state, _ = METHOD.step(ctx, METHOD.init(ctx), 0)
-    later, rows = walked(METHOD, ctx, state, 1, 3)
-    for name in ("images", "lr", "moments", "updates", "norm"):
-        assert str(later[name]) == str(state[name])
-    assert torch.equal(later["images"][0], state["images"][0])
-    assert [row["skipped"] for row in rows] == [1, 2]
-    assert "loss" not in rows[0]
-    last, (row,) = walked(METHOD, ctx, later, 3, 4)
-    assert not torch.equal(last["images"][0], later["images"][0])
-    assert (last["skipped"], last["failed"], last["updates"]) == (2, 0, 2)
-    assert torch.isfinite(torch.tensor(row["loss"]))
-    endless = context(broken=range(100))
-    with pytest.raises(WorkError, match=r"20 outer steps in a row.*inner\.lr"):
-        walked(METHOD, endless, METHOD.init(endless), 0, 30)
-
-
-def test_the_projection_onto_the_simplex():
-    rows = 2 * torch.randn(50, 7, generator=generator(0, "rows"), dtype=torch.float64)
-    for row, point in zip(rows, on_simplex(rows), strict=True):
-        low, high = row.min() - 1, row.max()
-        for _ in range(100):  # by bisection: sum max(row - shift, 0) = 1
-            shift = (low + high) / 2
-            low, high = (shift, high) if (row - shift).clamp(min=0).sum() > 1 else (low, shift)
-        near(point, (row - low).clamp(min=0), 1e-12)
-    inside = torch.tensor([[0.2, 0.8, 0.0], [0.0, 1.0, 0.0]], dtype=torch.float64)
-    near(on_simplex(inside), inside, 1e-15)
-
-
-@pytest.mark.parametrize("labels", ["raw", "simplex"])
-def test_learned_labels_stay_valid_and_leave_the_corners(labels):
-    ctx = context(ipc=2)
-    method = replace(METHOD, labels=labels, lr_label=0.05)
-    state = method.init(ctx)
-    assert torch.equal(state["labels"][0], F.one_hot(labels_of(ctx), 10).float())
-    state, _ = walked(method, ctx, state, 0, 8)
-    y = state["labels"][0]
-    assert bool((y >= 0).all())
-    assert not torch.equal(y, F.one_hot(labels_of(ctx), 10).float())
-    sums = y.sum(1)
-    assert torch.allclose(sums, torch.ones(20), atol=1e-5) == (labels == "simplex")
-
-
-def test_frozen_and_slow_blocks():
-    old = torch.randn(10, 1, 8, 8, generator=generator(0, "old"))
-    still = context(synth=(SynthBlock(ipc=1, lr_scale=0, images=old), SynthBlock(ipc=2)))
-    method = replace(METHOD, labels="raw")
-    method.check(still)
-    state = method.init(still)
-    state, _ = walked(method, still, state, 0, 3)
-    assert torch.equal(state["images"][0], old)
-    assert torch.equal(state["labels"][0], torch.eye(10))
-    assert state["moments"][0] == state["moments"][2] == ()
-    made = method.export(still, state)
-    assert torch.equal(made.images[:10], old)
-    assert [block.stop for block in made.blocks] == [10, 30]
-    slow = context(synth=(SynthBlock(ipc=1, lr_scale=0.1, images=old), SynthBlock(ipc=2)))
-    after, _ = method.step(slow, method.init(slow), 0)
-    steps = [
-        (a - b).abs().max()
-        for a, b in zip(after["images"], method.init(slow)["images"], strict=True)
-    ]
-    assert float(steps[0]) == pytest.approx(0.001, rel=1e-3)  # the first step of Adam is its lr
-    assert float(steps[1]) == pytest.approx(0.01, rel=1e-3)
 
 
 def test_the_loss_falls_on_digits():

@@ -15,7 +15,7 @@ from potstill.run import Run, recorded_plan
 
 ALWAYS = (
     "Always different here: a validation part is kept from training and selection reads it, never "
-    "the test part; beta stays positive."
+    "the test part; learned step sizes stay positive."
 )
 LOW = "Experts were trained in bfloat16 (autocast), published ones in float32."
 FREE = ("seed", "memory", "strategy", "threads", "device", "compile")

@@ -141,7 +141,10 @@ class Method(Protocol[S]):
         ...
 
     def step(self, ctx: Context, state: S, it: int) -> tuple[S, Metrics]:
-        """Return the state after outer step `it` and its numbers."""
+        """Return the state after outer step `it` and its numbers.
+
+        "undone" among them says that the step was not finite and had no effect.
+        """
         ...
 
     def export(self, ctx: Context, state: S) -> DistilledSet:

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, TypedDict
 import torch
 from torch import Tensor
 
-from potstill.artefact import DistilledSet, Hard
+from potstill.artefact import DistilledSet
 from potstill.augment import DSA, Policy
 from potstill.core.errors import InputError
 from potstill.core.spec import record
@@ -22,7 +22,7 @@ from potstill.coresets import members_of, repeated
 from potstill.experts import ExpertPlan
 from potstill.functional import SGD, TrainSpec, mtt_segments
 from potstill.methods.api import Context, Cost, Done, Loop, Metrics
-from potstill.methods.export import blocks_of, origin_of
+from potstill.methods.export import distilled
 from potstill.methods.start import labels_of
 from potstill.methods.work import expert_work
 
@@ -133,16 +133,13 @@ def export(method: Chooser, ctx: Context, state: Choice) -> DistilledSet:
         raise InputError(
             "A set of chosen images is whole after its last class; leave out --select-every."
         )
-    return DistilledSet(
+    return distilled(
+        ctx,
+        method,
         images=ctx.space.forward(ctx.data.train.pixels[rows]),
-        targets=Hard(labels),
-        space=ctx.space,
+        targets=labels,
         recipe=method.use.recipe,
-        net=ctx.net_spec,
-        classes=ctx.data.classes,
-        blocks=blocks_of(ctx),
-        ref=ctx.data.ref,
-        origin=dataclasses.replace(origin_of(ctx, method), rows=tuple(rows.tolist())),
+        rows=tuple(rows.tolist()),
     )
 
 

@@ -1,14 +1,44 @@
-"""What every method notes in the distilled set that it hands over."""
+"""The distilled set that a method hands over."""
 
 from __future__ import annotations
 
 from itertools import accumulate
 from typing import Any
 
-from potstill.artefact import Block, Provenance
+from torch import Tensor
+
+from potstill.artefact import Block, DistilledSet, Hard, Provenance, Soft
 from potstill.core.spec import canonical
 from potstill.core.version import __version__
+from potstill.functional import TrainSpec
 from potstill.methods.api import Context
+
+
+def distilled(
+    ctx: Context,
+    method: Any,
+    *,
+    images: Tensor,
+    targets: Tensor,
+    recipe: TrainSpec,
+    rows: tuple[int, ...] = (),
+) -> DistilledSet:
+    """Return a set of these images of all blocks; floating targets are soft labels.
+
+    The tensors are copied to the CPU. `rows` are those of real images in the training part.
+    """
+    kind = Soft if targets.is_floating_point() else Hard
+    return DistilledSet(
+        images=images.cpu().clone(),
+        targets=kind(targets.cpu().clone()),
+        space=ctx.space,
+        recipe=recipe,
+        net=ctx.net_spec,
+        classes=ctx.data.classes,
+        blocks=blocks_of(ctx),
+        ref=ctx.data.ref,
+        origin=origin_of(ctx, method, rows),
+    )
 
 
 def blocks_of(ctx: Context) -> tuple[Block, ...]:
@@ -20,7 +50,7 @@ def blocks_of(ctx: Context) -> tuple[Block, ...]:
     )
 
 
-def origin_of(ctx: Context, method: Any) -> Provenance:
+def origin_of(ctx: Context, method: Any, rows: tuple[int, ...] = ()) -> Provenance:
     """Return where a set comes from; the runner adds what the method does not know."""
     return Provenance(
         method=canonical(method),
@@ -28,4 +58,5 @@ def origin_of(ctx: Context, method: Any) -> Provenance:
         identity=ctx.data.ref.identity,
         seed=ctx.seed,
         version=__version__,
+        rows=rows,
     )

@@ -19,7 +19,7 @@ from typing import Literal
 
 import torch
 
-from potstill.artefact import DistilledSet, Hard
+from potstill.artefact import DistilledSet
 from potstill.augment import DSA, Policy
 from potstill.core.errors import InputError
 from potstill.core.keys import generator
@@ -28,7 +28,7 @@ from potstill.experts import ExpertPlan, Trajectories, check_window, epochs_of, 
 from potstill.functional import SGD, TrainSpec, ce, graph_bytes, mtt_segments
 from potstill.functional.steps import augmented, training_loss
 from potstill.methods.api import METHODS, Context, Cost, Done, Loop, Metrics, Phase
-from potstill.methods.export import blocks_of, origin_of
+from potstill.methods.export import distilled
 from potstill.methods.matching import State, at_rest, descend, match, minibatches, roll_back
 from potstill.methods.start import first_images, labels_of
 from potstill.methods.work import expert_advice, expert_work
@@ -184,7 +184,8 @@ class MTT:
                 f"(now {self.lr_init:g})"
             )
             back = roll_back(state, it, advice=advice)
-            return back, {"rolled_back": float(back["rolled_back"]), "beta": float(back["beta"])}
+            numbers = {"rolled_back": float(back["rolled_back"]), "beta": float(back["beta"])}
+            return back, {**numbers, "undone": 1.0}
         numbers = {"loss": float(found.loss), "beta": float(new["beta"])}
         return new, {**numbers, "expert": draw.expert, "epoch": draw.epoch}
 
@@ -197,17 +198,8 @@ class MTT:
             optimizer=SGD(momentum=0.9, weight_decay=5e-4),
             augment=self.augment,
         )
-        return DistilledSet(
-            images=torch.cat(state["images"]).clone(),
-            targets=Hard(labels_of(ctx)),
-            space=ctx.space,
-            recipe=recipe,
-            net=ctx.net_spec,
-            classes=ctx.data.classes,
-            blocks=blocks_of(ctx),
-            ref=ctx.data.ref,
-            origin=origin_of(ctx, self),
-        )
+        images = torch.cat(state["images"])
+        return distilled(ctx, self, images=images, targets=labels_of(ctx), recipe=recipe)
 
     def scaled(self, scale: Literal["smoke", "cpu"]) -> MTT:
         """Return the method with at most the counts of the scale; nothing else changes."""

@@ -21,14 +21,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from potstill.artefact import DistilledSet, Hard, Soft
+from potstill.artefact import DistilledSet
 from potstill.core.errors import InputError, unknown
 from potstill.core.keys import generator, integer
 from potstill.core.spec import record
 from potstill.experts import Fresh
 from potstill.functional import TrainSpec, graph_bytes
 from potstill.methods.api import METHODS, Context, Cost, Done, Loop, Metrics, Phase
-from potstill.methods.export import blocks_of, origin_of
+from potstill.methods.export import distilled
 from potstill.methods.inner import Inner
 from potstill.methods.outer import LABELS, Clip, Rates, State, begun, descend, on_device, skipped
 from potstill.methods.real import RealImages, missed
@@ -142,7 +142,7 @@ class RaTBPTT:
         new, numbers = descend(state, found, self._rates(ctx), self.clip, onto=LABELS[self.labels])
         if new is None:
             advice = f"lower inner.lr (now {self.inner.lr:g}) or lr_img (now {self.lr_img:g})"
-            new = skipped(state, it, advice=advice)
+            new, numbers = skipped(state, it, advice=advice), {"undone": 1.0}
         else:
             new["turn"] = witnessed(new["turn"], numbers["loss"])
         lr = {"lr": float(new["lr"])} if self.lr_lr else {}
@@ -210,18 +210,9 @@ class RaTBPTT:
 
     def export(self, ctx: Context, state: State) -> DistilledSet:
         """Return the union of all blocks, their labels, and the recipe of the student."""
-        targets = torch.cat(self._targets(ctx, state)).cpu().clone()
-        return DistilledSet(
-            images=torch.cat(state["images"]).cpu().clone(),
-            targets=Soft(targets) if self._soft else Hard(targets),
-            space=ctx.space,
-            recipe=self._recipe(ctx, state),
-            net=ctx.net_spec,
-            classes=ctx.data.classes,
-            blocks=blocks_of(ctx),
-            ref=ctx.data.ref,
-            origin=origin_of(ctx, self),
-        )
+        images, targets = torch.cat(state["images"]), torch.cat(self._targets(ctx, state))
+        recipe = self._recipe(ctx, state)
+        return distilled(ctx, self, images=images, targets=targets, recipe=recipe)
 
     def scaled(self, scale: Literal["smoke", "cpu"]) -> RaTBPTT:
         """Return the method with at most the counts of the scale; nothing else changes."""

@@ -48,18 +48,7 @@ def preflight(
         seed=run.seed,
         key=("student",),
     )
-    smallest = int(torch.bincount(data.train.labels, minlength=data.n_classes).argmin())
-    count = int((data.train.labels == smallest).sum())
-    if run.ipc > count and not run.replacement:
-        raise InputError(
-            f"ipc {run.ipc} is larger than class {data.classes[smallest]!r}, which has {count} "
-            "training images (a part is kept for validation); lower ipc or add --replacement."
-        )
-    if run.select_every and not hasattr(run.method, "iterations"):
-        name = type(run.method).__name__.lower()
-        raise InputError(
-            f"select_every is for methods that improve their images step by step; {name} does not."
-        )
+    _check_counts(run, data)
     one = Compute(threads=1)
     until_the_cost_is_known = Plan(strategy="adjoint", window=one, tasks=one, memory=run.budget)
     ctx = Context(
@@ -84,6 +73,22 @@ def preflight(
     if plan is None:
         ctx = replace(ctx, plan=resolve(run, ctx, cost, workers=workers))
     return ctx, cost
+
+
+def _check_counts(run: Run, data: DataSet) -> None:
+    """Refuse more images a class than there are, and selection where there are no steps."""
+    smallest = int(torch.bincount(data.train.labels, minlength=data.n_classes).argmin())
+    count = int((data.train.labels == smallest).sum())
+    if run.ipc > count and not run.replacement:
+        raise InputError(
+            f"ipc {run.ipc} is larger than class {data.classes[smallest]!r}, which has {count} "
+            "training images (a part is kept for validation); lower ipc or add --replacement."
+        )
+    if run.select_every and not hasattr(run.method, "iterations"):
+        name = type(run.method).__name__.lower()
+        raise InputError(
+            f"select_every is for methods that improve their images step by step; {name} does not."
+        )
 
 
 def plan_lines(

@@ -144,14 +144,7 @@ def _loop(
     """Take the outer steps from the last checkpoint on and return the chosen set."""
     file = out / "state" / "checkpoint.safetensors"
     if file.exists():
-        try:
-            saved = load_tree(file)
-            it, state, best = saved["it"], saved["state"], saved["best"]
-        except (InputError, KeyError, TypeError) as error:
-            raise InputError(
-                f"The checkpoint cannot be read ({error}) Remove {file} to begin the outer steps "
-                "anew; the experts are kept."
-            ) from error
+        it, state, best = _restored(file)
         report.say(f"Going on at outer step {it} of {loop.steps}.")
     else:
         it, state, best = 0, run.method.init(ctx), None
@@ -163,16 +156,15 @@ def _loop(
         save_tree(file, {"it": it, "state": state, "best": best})
         spent.save()
 
-    saved_at, rolled_back = time.monotonic(), 0.0
+    saved_at = time.monotonic()
     try:
         with report.phase("distilling", loop.steps, it) as advance:
             while it < loop.steps and not stop.anywhere(ctx.ranks):
                 state, numbers = run.method.step(ctx, state, it)
                 metrics.write(it, numbers)
                 it += 1
-                if numbers.get("rolled_back", 0.0) > rolled_back:
-                    rolled_back = numbers["rolled_back"]
-                    report.say(f"Outer step {it - 1} was not finite: rolled back.")
+                if numbers.get("undone"):
+                    report.say(f"Outer step {it - 1} was not finite: undone.")
                 advance(it, " ".join(f"{k} {v:.4g}" for k, v in list(numbers.items())[:2]))
                 if _is_mark(run, it, loop.steps):
                     best = _better(run, ctx, state, it, best, out, store, where)
@@ -191,6 +183,18 @@ def _loop(
     chosen = load(out / "candidates" / str(best["it"]))
     origin = dataclasses.replace(chosen.origin, selection=rule)
     return dataclasses.replace(chosen, origin=origin)
+
+
+def _restored(file: Path) -> tuple[int, Any, dict[str, Any] | None]:
+    """Return outer step, state and best candidate of a checkpoint."""
+    try:
+        saved = load_tree(file)
+        return saved["it"], saved["state"], saved["best"]
+    except (InputError, KeyError, TypeError) as error:
+        raise InputError(
+            f"The checkpoint cannot be read ({error}) Remove {file} to begin the outer steps "
+            "anew; the experts are kept."
+        ) from error
 
 
 def _is_mark(run: Run, it: int, last: int) -> bool:
