@@ -8,7 +8,7 @@ from plain_dsa import Batch
 from torch import Tensor, nn
 
 from potstill.augment import DSA, Params
-from potstill.augment.dsa import COLUMNS
+from potstill.augment.operations import COLUMNS
 from potstill.core.keys import generator
 from potstill.functional import SGD, Segment, TrainSpec, fit
 from potstill.nets import FlatNet, NetSpec, build

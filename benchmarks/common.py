@@ -35,12 +35,13 @@ DATA = "real images of 32 px in 10 classes, e.g. parquet:DIR; noise by default"
 
 
 def parser(
-    about: str | None, *, versions: Sequence[str], repeats: int, width: int = 128
+    about: str | None, *, versions: Sequence[str], repeats: int, width: int | None = 128
 ) -> argparse.ArgumentParser:
-    """Return a parser with the flags of all benchmarks."""
+    """Return a parser with the flags of all benchmarks; no width: --widths is not among them."""
     made = argparse.ArgumentParser(description=next(iter((about or "").splitlines()), ""))
     made.add_argument("--versions", nargs="+", default=list(versions), choices=versions)
-    made.add_argument("--widths", type=int, nargs="+", default=[width], help="of ConvNet-3")
+    if width is not None:
+        made.add_argument("--widths", type=int, nargs="+", default=[width], help="of ConvNet-3")
     made.add_argument("--repeats", type=int, default=repeats, help="n")
     made.add_argument("--threads", type=int, default=1)
     made.add_argument("--no-compile-time", action="store_true", help="do not time the compiler")
@@ -165,16 +166,16 @@ def fresh(
 
 
 def compile_seconds(
-    script: str, what: Mapping[str, Any], asked: argparse.Namespace
+    script: str, what: Mapping[str, Any], asked: argparse.Namespace, version: str = "compiled"
 ) -> dict[str, float] | None:
     """Return what compiling costs without compiled code in the cache ("cold") and with ("warm").
 
     A fresh process prints the seconds of the same work twice; the first time it compiles too.
     None where the flags asked do not want to know.
     """
-    if asked.no_compile_time or "compiled" not in asked.versions:
+    if asked.no_compile_time or version not in asked.versions:
         return None
-    what, found = {**what, "version": "compiled"}, {}
+    what, found = {**what, "version": version}, {}
     with tempfile.TemporaryDirectory() as folder:
         for name in ("cold", "warm"):
             first, second = fresh(script, what, asked, folder)

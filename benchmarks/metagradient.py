@@ -123,9 +123,11 @@ def our_step(p: Problem, name: str) -> Tensor:
     """Return the same gradient by potstill."""
     precision = "bfloat16" if name == "bfloat16" else "float32"
     compiled = name in ("compiled", "bfloat16")
+    loss = training_loss(p.net, ce, precision=precision)
     student = Student(
         net=p.net,
-        loss=training_loss(p.net, ce, precision=precision),
+        loss=loss,
+        plain=loss,
         before=Adam(),
         inside=Adam(eps_mode="higher021"),
         prepare=augmented(RAT()),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import evaluate
 import experts
+import gradient_matching
 import metagradient
 import pipeline
 import unroll
@@ -17,7 +18,8 @@ from rows import Row
 
 FOLDER = Path(__file__).parents[1] / "results" / "speed"
 SHOW = {
-    module.__name__: module.show for module in (unroll, experts, evaluate, pipeline, metagradient)
+    module.__name__: module.show
+    for module in (unroll, experts, evaluate, pipeline, metagradient, gradient_matching)
 }
 HEAD = """# Measured speed
 

@@ -38,10 +38,10 @@ def spread(values: Sequence[float]) -> tuple[float, float]:
 def lines(row: Row, title: str, notes: Mapping[str, str] | None = None) -> list[str]:
     """Return a row as text: each version with its seconds, ratio and note, the compiler's time."""
     found, count, known = [f"{title}, n = {row['n']}:"], row.get("images"), ratios(row)
-    base = row.get("base", "plain")
+    base, wide = row.get("base", "plain"), max(8, *map(len, row["cpu_seconds"]))
     for name, seconds in row["cpu_seconds"].items():
         mean = statistics.mean(seconds)
-        line = f"  {name:8s} {mean:8.3f} CPU s"
+        line = f"  {name:{wide}s} {mean:8.3f} CPU s"
         if count:
             line += f", {1000 * mean / count:.3f} ms an image"
         if name in known:

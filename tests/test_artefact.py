@@ -91,6 +91,7 @@ def assert_same(a, b):
     assert type(a.targets) is type(b.targets)
     assert a.targets.values.dtype == b.targets.values.dtype
     assert torch.equal(a.targets.values, b.targets.values)
+    assert torch.equal(a.targets.classes, b.targets.classes)
     for field in dataclasses.fields(DistilledSet):
         if field.name not in ("images", "targets"):
             assert getattr(a, field.name) == getattr(b, field.name), field.name
@@ -383,8 +384,15 @@ def test_loader_leaves_the_global_generator_alone():
 class Halves:
     """Decode an image into its left and its right half."""
 
-    def __call__(self, images):
-        return torch.stack(images.chunk(2, dim=3), 1).flatten(0, 1)
+    def check(self, shape):
+        assert shape[2] % 2 == 0
+
+    def index(self, classes):
+        rows = torch.arange(len(classes)).repeat_interleave(2)
+        return torch.stack([rows, torch.full_like(rows, 2), torch.tensor([0, 1] * len(classes))], 1)
+
+    def take(self, images, index):
+        return torch.stack(images.chunk(2, dim=3), 1)[index[:, 0], index[:, 2]]
 
 
 def test_decoders_that_make_several_images_of_one(tmp_path):

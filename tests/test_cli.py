@@ -109,7 +109,7 @@ def test_help_of_distill_explains_every_flag(capsys):
         assert flag in said
     assert "--evaluate, --no-evaluate Score the set" in said
     assert "--ipc INT Distilled images per class. (required)" in said
-    assert "--method.augment none|dsa|rat|OPERATIONS Augmentation of the distilled" in said
+    assert "--method.augment none|dsa|rat|idc|OPERATIONS Augmentation of the distilled" in said
     assert "work." not in said
     assert "--recipe" not in said
     body = said.split("net options")[0]
@@ -371,7 +371,8 @@ def test_reproduce_smoke_needs_no_data(capsys, tmp_path):
     out, err = capsys.readouterr()
     assert "smoke: not a result" in err
     assert "distilled" in out
-    assert out.splitlines()[-1].startswith("published 46.2 ± 0.8 %, here ")
+    source = "(MTT, arXiv 2203.11932, as PAD re-lists it)"
+    assert out.splitlines()[-1].startswith(f"published 46.2 ± 0.8 % {source}, here ")
     assert "not comparable (scale smoke" in out.splitlines()[-1]
     assert potstill.load(tmp_path / "r").origin.recipe == "mtt_cifar10_ipc1"
 
@@ -394,6 +395,11 @@ def test_a_verdict_needs_the_recipes_settings_and_images(finished):
     own = dataclasses.replace(exact, seed=3, **how)
     assert ": met. Always different" in verdict(small, own, out)
     assert "bfloat16" not in verdict(small, own, out)
+    for mean in (0.0, 1.0):
+        number = dataclasses.replace(small.published, accuracy=100 * mean, verified=False)
+        unsure = verdict(dataclasses.replace(small, published=number), own, out)
+        assert f"({number.source}), here" in unsure
+        assert ": not comparable (the published number is not verified). Always" in unsure
     low = dataclasses.replace(exact, precision="bfloat16")
     assert 'not comparable (precision: "auto" -> "bfloat16")' in verdict(small, low, out)
     config = out / "config.json"

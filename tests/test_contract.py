@@ -12,11 +12,12 @@ from potstill.core.state import load_tree, save_tree
 from potstill.core.store import Store
 from potstill.data import open_data
 from potstill.engine import Tasks, run_tasks
-from potstill.experts import ExpertPlan
+from potstill.experts import ExpertPlan, NetworkPath
 from potstill.functional import accuracy
 from potstill.methods import METHODS
 from potstill.methods.boost import Boost
 from potstill.methods.chosen import Use
+from potstill.methods.condensation import DCMethod, DMMethod, DSAMethod, IDCMethod
 from potstill.methods.coreset import Herding, KCenter, KMedoids, Random
 from potstill.methods.inner import Inner
 from potstill.methods.mtt import MTT
@@ -29,6 +30,7 @@ from potstill.run import Run, preflight
 
 EXPERTS = ExpertPlan(count=2, epochs=2, lr=0.05, batch=64)
 ONE, USE = replace(EXPERTS, count=1), Use(lr=0.05, epochs=60)
+MATCHING = {"networks": 2, "matches": 3, "batch_real": 10, "evaluation_epochs": 100}
 SMALL = {
     "mtt": MTT(
         iterations=6,
@@ -64,6 +66,10 @@ SMALL = {
             evaluation_steps=60,
         ),
     ),
+    "dc": DCMethod(**MATCHING, inner_epochs=3, lr_img=0.01, image_init="real"),
+    "dsa": DSAMethod(**MATCHING, inner_epochs=3, lr_img=0.01),
+    "dm": DMMethod(**MATCHING),
+    "idc": IDCMethod(**MATCHING, path=NetworkPath(images=64, batch=32)),
     "random": Random(use=USE),
     "herding": Herding(training=ONE, use=USE),
     "k-center": KCenter(training=ONE, use=USE),
@@ -93,6 +99,16 @@ WRONG = {
         {"beta": 1.5},
         {"beta": float("nan")},
     ],
+    **{
+        name: [
+            *({field: 0} for field in ("networks", "matches", "batch_real", "batch_syn", "factor")),
+            *({field: 0} for field in ("inner_batch", "evaluation_epochs", "lr_img", "inner_lr")),
+            *({field: -1} for field in ("inner_epochs", "settle", "momentum")),
+            *({field: float("nan")} for field in ("lr_img", "inner_lr", "momentum")),
+            *({field: "fancy"} for field in ("turns", "pixels", "image_init", "decoder")),
+        ]
+        for name in ("dc", "dsa", "dm", "idc")
+    },
     **{name: [{"keep": "middle"}] for name in ("forgetting", "el2n")},
 }
 EVERY = pytest.mark.parametrize("name", METHODS.names())

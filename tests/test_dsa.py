@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from potstill.augment import DSA, POLICIES, Params
-from potstill.augment.dsa import COLUMNS
+from potstill.augment.operations import COLUMNS
 from potstill.core.errors import InputError
 from potstill.core.spec import from_json, to_json
 

@@ -81,6 +81,28 @@ def test_images_labels_and_recipe(tmp_path, data):
     assert "class by class" in bare.origin.method_spec["labels"]
 
 
+def test_rows_that_lie_class_by_class_keep_their_places(tmp_path, data):
+    soft = torch.eye(CLASSES).repeat_interleave(2, 0) + 0.1
+    soft[3] = soft[7]  # a label that has left its class
+    released(tmp_path / "a.h5", label=soft, epoch=float("nan"))
+    s = imported(tmp_path / "a.h5", data)
+    assert s.targets.classes.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert s.cut(1).targets.classes.tolist() == [0, 1, 2, 3]
+    assert "epoch" not in s.origin.method_spec
+    for other in (soft.roll(3, 0), soft[:7]):
+        released(tmp_path / "b.h5", label=other, data=torch.randn(len(other), 64))
+        assert imported(tmp_path / "b.h5", data).targets.own is None
+
+
+def test_parts_larger_than_the_numbers_are_refused(tmp_path, data):
+    released(tmp_path / "a.h5", data=None)
+    with h5py.File(tmp_path / "a.h5", "a") as h5:
+        shape = {"shape": (8, 64), "maxshape": (None, 64), "chunks": (2**20, 64)}
+        h5.create_dataset("data", dtype="f4", compression="gzip", **shape)
+    with pytest.raises(InputError, match=r"'data' in .* is stored in parts larger than itself"):
+        imported(tmp_path / "a.h5", data)
+
+
 @pytest.mark.parametrize(
     ("classes", "batch", "balanced"), [(10, 100, 10), (100, 100, 1), (200, 50, 1), (1000, 50, 1)]
 )

@@ -88,6 +88,8 @@ def test_what_the_protocol_takes_from_a_recipe():
     )  # fmt: skip
     tiny = rules.train_spec(replace(OWN, batch=50, balanced=1, loss="soft_ce"))
     assert tiny == replace(spec, batch=50, balanced=1, loss="soft_ce")
+    fast = rules.train_spec(replace(OWN, optimizer=Adam(eps=1e-4)))  # students' own step size
+    assert fast == replace(spec, lr=0.03)
     assert PROTOCOLS.get("strict").train_spec(tiny) == tiny
     mtt = PROTOCOLS.get("mtt").train_spec(tiny)
     assert (mtt.batch, mtt.balanced) == (256, None)

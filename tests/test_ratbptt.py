@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -27,17 +28,38 @@ from potstill.artefact import Soft, load
 from potstill.core.compute import Compute
 from potstill.core.errors import InputError
 from potstill.core.keys import generator
+from potstill.core.spec import from_json, to_json
 from potstill.core.state import load_tree, save_tree
+from potstill.core.store import Store
+from potstill.coresets import counts_of
+from potstill.data import open_data
+from potstill.evaluation import evaluate
+from potstill.evaluation.tasks import set_digest
 from potstill.experts import Draw
-from potstill.functional import SGD, Adam, Batch, accuracy, fit, run_prefix, unroll
-from potstill.methods import Loop, Plan, SynthBlock
+from potstill.functional import (
+    SGD,
+    Adam,
+    Batch,
+    Segment,
+    accuracy,
+    ce,
+    fit,
+    run_prefix,
+    training_loss,
+    unroll,
+)
+from potstill.functional.sampling import sampler
+from potstill.methods import Loop, Plan, SynthBlock, method_of
+from potstill.methods.boost import Boost
 from potstill.methods.inner import Inner
 from potstill.methods.outer import Clip
-from potstill.methods.real import RealImages
+from potstill.methods.real import RealImages, missed
 from potstill.methods.start import labels_of
-from potstill.methods.student import averaged, outer_gradient
+from potstill.methods.student import averaged, meta_gradient, outer_gradient
 from potstill.methods.windows import Window
 from potstill.nets import FlatNet, build
+from potstill.run import Run, plan_line, preflight
+from potstill.studies.correlation import random_rows
 
 pytestmark = pytest.mark.usefixtures("alone")
 
@@ -300,9 +322,130 @@ def test_the_export_trains_as_its_students(labels, tmp_path):
     assert torch.equal(made.images, state["images"][0])
     if labels == "raw":
         assert torch.equal(made.targets.probabilities, state["labels"][0])
+    (batch,) = method.inner.batches(ctx, 1, generator(0, "test"))
+    (rows,) = sampler(made.targets.values, recipe, made.places())(generator(0, "test"))
+    assert torch.equal(rows, batch.index)
     whole = replace(method, inner=Inner())
     recipe = whole.export(ctx, whole.init(ctx)).recipe
     assert (recipe.batch, recipe.balanced) == (20, 2)
+
+
+def test_images_keep_their_classes_when_labels_leave_them(tmp_path, monkeypatch):
+    ctx = context(ipc=2)
+    method = replace(METHOD, labels="raw", inner=Inner(lr=0.01, classes=5, images=1))
+    state = method.init(ctx)
+    state = {**state, "labels": (state["labels"][0].roll(5, 0),)}  # most are another class's now
+    made, places = method.export(ctx, state), labels_of(ctx)
+    assert made.targets.probabilities.argmax(1).tolist() != places.tolist()
+    made.save(tmp_path / "set")
+    s = load(tmp_path / "set")
+    assert torch.equal(s.targets.classes, places)
+    assert s.ipc == counts_of(s) == (2,) * 10
+    assert torch.equal(s.cut(1).targets.classes, torch.arange(10))
+    assert torch.equal(s.taken(random_rows(s, 1, 0)).targets.classes, torch.arange(10))
+    (batch,) = method.inner.batches(ctx, 1, generator(0, "test"))
+    (rows,) = sampler(s.targets.values, s.recipe, s.places())(generator(0, "test"))
+    assert torch.equal(rows, batch.index)
+    bare = replace(s, targets=Soft(s.targets.probabilities))
+    bare.save(tmp_path / "bare")
+    assert load(tmp_path / "bare").targets.own is None
+    assert set_digest(s) != set_digest(bare)
+    with pytest.raises(InputError, match="There are 20 images but 19 classes of them"):
+        replace(s, targets=Soft(s.targets.probabilities, places[1:]))
+    seen = []
+
+    def noted(targets, spec, places=None):
+        seen.append(places)
+        return sampler(targets, spec, places)
+
+    monkeypatch.setattr("potstill.functional.train.sampler", noted)
+    short = replace(s, recipe=replace(s.recipe, segments=(Segment(epochs=1),)))
+    short.train()
+    missed(ctx, s.images, s.targets.values, short.recipe, nets=1, it=0)
+    evaluate(short, data=ctx.data, seeds=1, baselines=False, store=Store(tmp_path / "store"))
+    assert len(seen) == 3
+    assert all(torch.equal(each, places) for each in seen)
+
+
+# --- precision ---------------------------------------------------------------------------------
+
+
+def test_prefix_and_window_have_their_own_precision():
+    ctx = context()
+    state = placed(METHOD.init(ctx), 3, 2)
+    low, plain = replace(ctx, plan=replace(ctx.plan, prefix="bfloat16")), METHOD.task
+    called = []
+    student = METHOD.inner.student(low, soft=False, part=9)
+    batches = METHOD.inner.batches(low, 5, generator(0, "test"))
+    theta, real = ctx.nets.draw(0, 0).theta, METHOD.real.drawn(ctx, None, 0, 0, like=torch.ones(1))
+    for precision, loss in (("bfloat16", student.plain), ("float32", student.loss)):
+        assert loss is training_loss(ctx.net, ce, precision=precision)
+    told = {
+        name: lambda theta, rows, name=name: (
+            called.append(name) or getattr(student, name)(theta, rows)
+        )
+        for name in ("plain", "loss")
+    }
+    data = state["images"], (labels_of(ctx),), state["lr"]
+    meta_gradient(replace(student, **told), theta, *data, batches, real, start=3, scales=[1.0])
+    assert called == ["plain"] * 3 + ["loss"] * 2
+    assert not torch.equal(plain(low, state, 0, 0).loss, plain(ctx, state, 0, 0).loss)
+    first = placed(state, 0, 2)
+    assert torch.equal(plain(low, first, 0, 0).loss, plain(ctx, first, 0, 0).loss)
+    both = replace(ctx.plan, window=replace(ctx.plan.window, precision="bfloat16"))
+    old = METHOD.inner.student(replace(ctx, plan=both), soft=False, part=9)  # a plan without prefix
+    assert old.plain is old.loss is training_loss(ctx.net, ce, precision="bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("wish", "prefix", "window"),
+    [
+        ({"compile": "on"}, "bfloat16", "float32"),
+        ({"compile": "off"}, "float32", "float32"),
+        ({"compile": "on", "precision": "float32"}, "float32", "float32"),
+        ({"compile": "off", "precision": "bfloat16"}, "bfloat16", "bfloat16"),
+    ],
+)
+def test_the_plan_resolves_the_precision_of_plain_steps(wish, prefix, window, monkeypatch):
+    monkeypatch.setattr("potstill.core.compute.fast_bfloat16", lambda device: True)
+    monkeypatch.setattr("potstill.core.compute.no_compiler", lambda device: "")
+    run = Run(method=METHOD, data="digits", ipc=1, net=NET, limit=40, device="cpu", **wish)
+    data = open_data("digits", limit=40)
+    ctx, cost = preflight(run, data)
+    assert (ctx.plan.prefix, ctx.plan.window.precision) == (prefix, window)
+    assert ("plain steps before it in bfloat16" in plan_line(run, ctx, cost)) == (prefix != window)
+    other = replace(run, method=method_of("mtt").scaled("smoke"))
+    assert preflight(other, data)[0].plan.prefix is None
+    need = cost.graph_bytes if ctx.plan.strategy == "graph" else cost.adjoint_bytes
+    assert ctx.plan.memory == run.budget - need
+    tight = replace(run, memory=f"{need + need // 20}B")
+    assert preflight(tight, data)[0].plan.memory == tight.budget // 8
+    assert from_json({**to_json(ctx.plan), "prefix": None}).prefix is None
+    old = {name: value for name, value in to_json(ctx.plan).items() if name != "prefix"}
+    assert preflight(run, data, from_json(old))[0].plan == replace(ctx.plan, prefix=None)
+
+
+# --- memory and time ---------------------------------------------------------------------------
+
+
+def test_memory_and_time_of_a_window():
+    """The adjoint keeps 4 vectors a step; the work is linear in the steps."""
+    ctx, peaks, work = context(strategy="adjoint"), {}, {}
+    for length in (8, 16, 32):
+        method = replace(METHOD, window=Window(length=length, total=length))
+        state = placed(method.init(ctx), 0, length)
+        method.task(ctx, state, 0, 0)
+        with torch.profiler.profile(profile_memory=True) as seen:
+            method.task(ctx, state, 0, 0)
+        events = seen.profiler.kineto_results.events()
+        changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+        peaks[length] = max(accumulate(change for _, change in changes))
+        work[length] = sum(e.name() == "aten::convolution_backward" for e in events)
+    assert peaks[32] - peaks[8] < 24 * 4 * 4 * ctx.net.numel + 0.05 * peaks[8]
+    assert work[32] - work[16] == 2 * (work[16] - work[8]) > 0
+
+
+# --- phases, cost, refusals --------------------------------------------------------------------
 
 
 def test_phases_need_no_experts():
@@ -355,6 +498,45 @@ def test_cost_counts_the_differentiated_steps():
 def test_wrong_settings_are_refused(make, word):
     with pytest.raises(InputError, match=word):
         make()
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"real": RealImages(rescore_every=9)}, r"real.rescore_every \(9\) .* 'uniform'"),
+        ({"real": RealImages(rescore_nets=2)}, r"real.rescore_nets \(2\) .* leave it at 8"),
+        ({"lr_label": 0.1}, r"lr_label \(0.1\) says nothing to hard labels: leave it at 0.001"),
+        ({"clip": Clip(labels=True)}, "clip.labels"),
+        ({"clip": Clip(weight=None, factor=3.0)}, r"clip.factor \(3.0\) .* not cut"),
+        ({"window": Window(place="fixed", redraw="step")}, "window.redraw .* 'fixed'"),
+        ({"window": Window(place="zero", redraw="step")}, "window.redraw .* 'zero'"),
+        ({"real": RealImages(sampling="hard")}, r"outer step 250 .*20 iterations do not reach"),
+    ],
+)
+def test_settings_without_effect_are_refused_but_in_runs_that_began(changes, word):
+    ctx, method = context(), replace(METHOD, **changes)
+    with pytest.raises(InputError, match=word):
+        method.check(ctx)
+    with pytest.raises(InputError, match=word):
+        Boost(base=method).check(replace(ctx, ipc=2))
+    method.check(replace(ctx, recorded=True))
+    run = Run(method=method, data="digits", ipc=1, net=NET, limit=40, threads=1)
+    data = open_data("digits", limit=40)
+    preflight(run, data, ctx.plan)
+    preflight(run, data, recorded=True)
+    with pytest.raises(InputError, match=word):
+        preflight(run, data)
+
+
+@pytest.mark.parametrize("scale", ["cpu", "smoke"])
+def test_scales_leave_no_setting_without_effect(scale):
+    for changes in ({}, {"real": RealImages(sampling="hard")}, {"window": Window(place="zero")}):
+        method = replace(METHOD, iterations=1000, **changes).scaled(scale)
+        method.check(context())
+        assert method.scaled(scale) == method
+    notes = method.cost(context()).notes
+    assert notes == ("Note: window.total says nothing to windows at the beginning (zero).",)
+    assert METHOD.cost(context()).notes == ()
 
 
 def test_a_set_of_frozen_blocks_is_refused():

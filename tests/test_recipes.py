@@ -59,6 +59,14 @@ COUNTS = {
     "method.evaluation_steps",
     "method.experts.count",
     "method.experts.epochs",
+    "method.networks",
+    "method.matches",
+    "method.batch_real",
+    "method.path.images",
+    "method.path.early",
+    "method.pool.size",
+    "method.inner_epochs",
+    "method.settle",
     "net.width",
     "limit",
     "select_every",
@@ -142,8 +150,9 @@ def test_scales_change_counts_only(name, scale):
     assert (small.scale, full.scale) == (scale, "full")
     for path in changed - {"scale", "limit"}:
         assert after[path] < before[path], path
-    assert after["limit"] == (max(full.ipc, 20) if scale == "smoke" else 1000)
-    assert after["net.width"] == (8 if scale == "smoke" else 32)
+    cells = before.get("method.factor", 1) ** 2
+    assert after["limit"] == (max(full.ipc * cells, 20) if scale == "smoke" else 1000)
+    assert after["net.width"] * 128 == before["net.width"] * (8 if scale == "smoke" else 32)
     assert scaled(small, scale) == small
 
 

@@ -40,7 +40,7 @@ TRAINING = {
 }  # fmt: skip
 STARTS = {"cifar100_ipc1": 40, "tiny_ipc10_fixed": 180, "imagenet_ipc1": 200}
 RELEASED = {"cifar10_ipc10": 1825 * 10, "cifar100_ipc1": 5200 * 10}  # epochs x outer steps in each
-CLEAN = {f"{key}_clean" for key in TABLE if key.startswith("cifar10_")}
+CLEAN = {f"{key}_clean" for key in TABLE}
 
 
 def test_the_table_is_complete():
@@ -91,7 +91,10 @@ def test_every_constant_is_the_published_one(key, row):
     assert run.select_every == pytest.approx(steps, rel=0.01)
     assert (*recipe.shape, recipe.classes) == (3, side, side, CLASSES[data])
     assert (recipe.published.accuracy, recipe.published.std) == (float(mean), float(std))
-    assert (recipe.settings, recipe.differs) == ("inferred" if inferred else "published", ())
+    assert recipe.settings == ("inferred" if inferred else "published")
+    assert any("20,000 outer steps" in text for text in recipe.differs) == (key not in RELEASED)
+    assert any("ZCA" in text for text in recipe.differs) == (data == "tiny")
+    assert len(recipe.differs) == (key not in RELEASED) + (data == "tiny")
 
 
 def test_sources_carry_their_marks(capsys):
@@ -99,10 +102,13 @@ def test_sources_carry_their_marks(capsys):
         source = RECIPES.get(f"ratbptt_{key}").published.source
         rerun, recalled = key == "imagenet_ipc10", key == "imagenet_ipc1" or "cub200" in key
         assert ("rerun" in source, "unverified" in source) == (rerun, recalled)
+        assert RECIPES.get(f"ratbptt_{key}").published.verified == (not rerun and not recalled)
     assert cli.run(["recipes"]) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
     for key, row in TABLE.items():
-        assert ("settings inferred" in lines[f"ratbptt_{key}"]) == row.startswith("*")
+        line = lines[f"ratbptt_{key}"]
+        assert ("settings inferred" in line) == row.startswith("*")
+        assert ("20,000 outer steps" in line) == (key not in RELEASED)
 
 
 @pytest.mark.parametrize("key", sorted(CLEAN))
@@ -110,23 +116,16 @@ def test_clean_changes_what_it_names_only(key):
     recipe = RECIPES.get(f"ratbptt_{key}")
     own = recipe.make("digits").method
     method = RECIPES.get(f"ratbptt_{key.removesuffix('_clean')}").make("digits").method
-    each = RAT(mode="M")
-    assert (own.window.redraw, own.window.least) == ("step", 10)
+    each, fixed = RAT(mode="M"), method.window.place == "fixed"
+    assert (own.window.redraw, own.window.least) == (("epoch", 0) if fixed else ("step", 10))
     assert own.inner.window_eps is None
     assert (own.inner.augment, own.real.augment) == (each, each)
-    assert own.labels == "hard"
+    assert own.labels == {"hard": "hard", "raw": "simplex"}[method.labels]
     assert (own.inner.optimizer, own.iterations, own.real.batch, own.clip) == (
         method.inner.optimizer,
         method.iterations,
         method.real.batch,
         method.clip,
     )
-    assert recipe.differs == ("preset clean instead of reference",)
-
-
-def test_clean_labels_and_windows_at_a_fixed_place():
-    from potstill.recipes.ratbptt import clean
-
-    fixed = RECIPES.get("ratbptt_cifar100_ipc1").make("digits").method
-    assert clean(fixed).labels == "simplex"
-    assert clean(fixed).window == fixed.window
+    reference = RECIPES.get(f"ratbptt_{key.removesuffix('_clean')}")
+    assert recipe.differs == ("preset clean instead of reference", *reference.differs)

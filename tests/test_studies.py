@@ -89,6 +89,9 @@ def test_windows_without_whole_trainings_and_with_others():
     assert windowed(Boost(base=METHOD), 5, 5).base.window.least == 0
     with pytest.raises(InputError, match="at most window"):
         windowed(METHOD, 7, None)
+    for nothing in ((0, None), (None, 0)):
+        with pytest.raises(InputError, match=r"window.length must be .*, not"):
+            windowed(METHOD, *nothing)
     with pytest.raises(InputError, match="draws must be at least 2"):
         windows([first()], draws=1)
 
@@ -212,7 +215,11 @@ def test_the_command_correlation(tmp_path, capsys):
         (["nothing"], "correlation, windows|windows, correlation"),
         (["windows", "--out", "x"], "Name what to study"),
         (["windows", "nowhere", "--out", "x"], "neither the folder of a run nor a recipe"),
-        (["windows", "cifar10_ipc1_ratbptt", "--out", "x"], "--data|recipe"),
+        (
+            ["windows", "ratbptt_cifar10_ipc1", "--out", "x"],
+            "The recipe ratbptt_cifar10_ipc1 needs CIFAR-10: name it with --data",
+        ),
+        (["windows", "ratbptt_cifar10_ipc2", "--out", "x"], "neither the folder of a run nor a"),
         (["correlation", "nowhere", "--out", "x"], "nowhere"),
     ],
 )

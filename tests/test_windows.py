@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from metagradients import METHOD, adam_step, cast, context, logits, walked
+from potstill.engine import Ranks
 from potstill.methods.inner import Inner
 from potstill.methods.real import RealImages
 from potstill.methods.start import labels_of
@@ -80,6 +81,48 @@ def test_adaptive_windows_start_by_softmax_of_the_norms():
     assert sum(found.values()) == 4000
     assert set(found) == {1, 2, 3, 4}
     assert starts(window, 3, lambda steps: torch.full((steps,), float("nan")))
+
+
+class Far(torch.Tensor):
+    """Numbers on a device from which chance on the CPU cannot draw."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        assert function is not torch.multinomial
+        found = super().__torch_function__(function, types, args, kwargs or {})
+        return found.as_subclass(torch.Tensor) if function is torch.Tensor.cpu else found
+
+
+def test_norms_of_adaptive_windows_come_from_any_device():
+    norms = torch.tensor([0.0, 30.0, 0.0]).as_subclass(Far)
+    window = Window(length=3, total=5, place="adaptive")
+    assert set(starts(window, 5, lambda steps: norms[:steps])) == {(1, 3)}
+
+
+def test_outer_steps_move_a_moving_window(monkeypatch):
+    monkeypatch.setattr("potstill.methods.windows.PATIENCE", 2)
+    ctx, window = context(), Window(length=1, total=6, place="moving", redraw="step")
+    method = replace(METHOD, window=window)
+    _, rows = walked(method, ctx, method.init(ctx), 0, 12)
+    losses = [row["loss"] for row in rows]
+    found = starts(window, len(losses), loss=lambda number: losses[number])
+    assert [(row["start"], row["length"]) for row in rows] == found
+    assert len(set(found)) > 1
+
+
+def test_processes_hear_of_a_window_once_a_turn():
+    class Told(Ranks):
+        heard = 0
+
+        def first(self, thing):
+            Told.heard += 1
+            return super().first(thing)
+
+    ctx = replace(context(), ranks=Told())
+    method = replace(METHOD, real=RealImages(batch=120))
+    epoch = -(-len(ctx.data.train) // 120)
+    walked(method, ctx, method.init(ctx), 0, 2 * epoch)
+    assert Told.heard == 2 < 2 * epoch
 
 
 def test_the_method_measures_the_norms_of_plain_steps():

@@ -18,6 +18,7 @@ ALWAYS = (
     "the test part; learned step sizes stay positive."
 )
 LOW = "Experts were trained in bfloat16 (autocast), published ones in float32."
+LOW_PREFIX = "Plain student steps were in bfloat16 (autocast), published ones in float32."
 FREE = ("seed", "memory", "strategy", "threads", "device", "compile")
 """Settings of a run in which it does not depart from its recipe."""
 
@@ -25,7 +26,8 @@ FREE = ("seed", "memory", "strategy", "threads", "device", "compile")
 def verdict(recipe: Recipe, run: Run, path: Path) -> str:
     """Compare a run with the published number: met, below, or not comparable (reasons).
 
-    A run is comparable if it has the recipe's settings and images of its shape and classes.
+    A run is comparable if it has the recipe's settings and images of its shape and classes, and the
+    number is verified.
     """
     s = load(path)
     own = {"name": "distilled", "net": describe(s.net), "regime": own_regime(s), "prefix": None}
@@ -33,16 +35,18 @@ def verdict(recipe: Recipe, run: Run, path: Path) -> str:
     row = max((r for r in rows if r["protocol"] == "strict"), key=lambda r: r["n"])
     got = f"{100 * row['mean']:.2f} ± {100 * (row['std'] or 0):.2f} % (n = {row['n']})"
     spread = 0.0 if recipe.published.std is None else recipe.published.std
-    published = f"{recipe.published.accuracy} ± {spread} %"
-    reasons = [*_changes(recipe, run, s), *recipe.differs]
+    published = f"{recipe.published.accuracy} ± {spread} % ({recipe.published.source})"
+    unsure = [] if recipe.published.verified else ["the published number is not verified"]
+    reasons = [*_changes(recipe, run, s), *recipe.differs, *unsure]
     if reasons:
         outcome = f"not comparable ({'; '.join(reasons)})"
     elif 100 * row["mean"] >= recipe.published.accuracy - spread:
         outcome = "met"
     else:
         outcome = "below (the published number is the best test accuracy over checkpoints)"
-    low = recorded_plan(path).tasks.precision == "bfloat16"
-    notes = f"{ALWAYS} {LOW}" if low else ALWAYS
+    plan = recorded_plan(path)
+    low = {LOW: plan.tasks.precision, LOW_PREFIX: plan.prefix}
+    notes = " ".join([ALWAYS, *(text for text, kind in low.items() if kind == "bfloat16")])
     return f"published {published}, here {got}: {outcome}. {notes}"
 
 

@@ -1,10 +1,13 @@
 """The distilled set: images, targets and the recipe to train on them."""
 
-from potstill.artefact import hdf5 as _hdf5  # noqa: F401 - registers its format
+from potstill.artefact import dc as _dc  # noqa: F401 - these register their formats
+from potstill.artefact import hdf5 as _hdf5  # noqa: F401
+from potstill.artefact import idc as _idc  # noqa: F401
+from potstill.artefact.decode import Decoder, Identity, MultiFormation
 from potstill.artefact.files import load, remember, save
-from potstill.artefact.imports import FORMATS, import_set
+from potstill.artefact.imports import FORMATS, Told, import_set
 from potstill.artefact.targets import Hard, Soft, Targets
-from potstill.artefact.types import Block, Decoder, DistilledSet, Identity, Provenance
+from potstill.artefact.types import Block, DistilledSet, Provenance
 from potstill.artefact.use import Deployed, Loader
 
 __all__ = [
@@ -16,9 +19,11 @@ __all__ = [
     "Hard",
     "Identity",
     "Loader",
+    "MultiFormation",
     "Provenance",
     "Soft",
     "Targets",
+    "Told",
     "import_set",
     "load",
     "remember",

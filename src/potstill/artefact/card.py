@@ -41,7 +41,7 @@ model = potstill.load("path/to/this/folder").train("{net}")  # takes uint8, or f
 
 ![The images of each class, in view space](preview.png)
 
-At most {rows} classes and {columns} images of each are shown, with normalisation undone.
+At most {rows} classes and {columns} stored images of each are shown, with normalisation undone.
 
 ## Terms
 
@@ -94,6 +94,7 @@ def ipc_text(ipc: tuple[int, ...]) -> str:
 
 def _facts(distilled: DistilledSet) -> dict[str, Any]:
     origin, names = distilled.origin, [plain(name) for name in distilled.classes]
+    index = distilled.decode.index(distilled.targets.classes)
     more = f" and {len(names) - ROWS} more" if len(names) > ROWS else ""
     return {
         "classes": ", ".join(names[:ROWS]) + more,
@@ -101,6 +102,7 @@ def _facts(distilled: DistilledSet) -> dict[str, Any]:
         "bytes": distilled.nbytes(),
         "normaliser": distilled.space.describe(),
         "decoder": to_json(distilled.decode),
+        "training images": len(index) if len(index) != len(distilled) else None,
         "blocks": {b.name: f"{b.start} to {b.stop}" for b in distilled.blocks},
         "data identity": origin.identity,
         "images read with": {k: v for k, v in to_json(origin.reading).items() if k != "type"},

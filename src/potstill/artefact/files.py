@@ -49,6 +49,8 @@ def save(distilled: DistilledSet, path: str | Path) -> None:
     with replacing_folder(target) as folder:
         tensors: dict[str, Any] = {"images": distilled.images}
         tensors["targets"] = distilled.targets.values
+        if isinstance(distilled.targets, Soft) and distilled.targets.own is not None:
+            tensors["classes"] = distilled.targets.own
         if isinstance(distilled.space, Zca):
             tensors["space"] = distilled.space.tensors()
         save_tree(folder / TENSORS, tensors)
@@ -81,7 +83,9 @@ def load(path: str | Path) -> DistilledSet:
     try:
         if isinstance(fields["space"], ZcaRef):
             fields["space"] = restored(fields["space"], tensors.get("space", {}))
-        return DistilledSet(images=tensors["images"], targets=kind(tensors["targets"]), **fields)
+        own = [tensors["classes"]] if "classes" in tensors else []  # of soft targets only
+        targets = kind(tensors["targets"], *own)
+        return DistilledSet(images=tensors["images"], targets=targets, **fields)
     except InputError as error:
         raise InputError(f"The distilled set in {folder} is unsound: {error}") from error
 

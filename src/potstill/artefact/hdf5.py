@@ -2,6 +2,7 @@
 
 `data` holds the images, [N, D] or [N, C, H, W], in the space of their normaliser; `label` class
 numbers [N] or learned weights of the classes [N, K], not normalised; `epoch` the outer epoch.
+Images lie class by class, and are drawn so when learned weights have left their class.
 Feng, Vedantam, Kempe, ICLR 2024 (arXiv 2311.07025).
 """
 
@@ -13,15 +14,15 @@ from typing import Any
 
 import torch
 
-from potstill.artefact.imports import FORMATS, Format, Found
+from potstill.artefact.imports import FORMATS, Format, Found, Images, Told
 from potstill.artefact.targets import Hard, Soft, Targets
 from potstill.augment import RAT
 from potstill.core.errors import InputError
 from potstill.functional import Adam, Segment, TrainSpec
 
 
-def read_set(file: Path, *, shape: tuple[int, int, int], classes: int, most: int) -> Found:
-    """Read a set of at most so many images of that shape; links out of the file are refused.
+def read_set(file: Path, *, wanted: Images, told: Told) -> Found:
+    """Read a set of images that fit the data; links out of the file are refused.
 
     Without labels (the original's last save loses them) the images count as lying class by class.
 
@@ -35,14 +36,15 @@ def read_set(file: Path, *, shape: tuple[int, int, int], classes: int, most: int
         raise InputError("Reading .h5 files needs h5py: pip install 'potstill[hdf5]'.") from None
     try:
         with h5py.File(file, "r") as h5:
-            return _read(h5, file, shape, classes, most)
+            return _read(h5, file, wanted)
     except InputError:
         raise
     except Exception as error:  # h5py raises many kinds for damaged files
         raise InputError(f"{file} is damaged or not an HDF5 file.") from error
 
 
-def _read(h5: Any, file: Path, shape: tuple[int, int, int], classes: int, most: int) -> Found:
+def _read(h5: Any, file: Path, wanted: Images) -> Found:
+    shape, most = wanted.shape, wanted.most
     data, label, epoch = (_dataset(h5, name, file) for name in ("data", "label", "epoch"))
     if data is None:
         has = ", ".join(map(repr, h5)) or "nothing"
@@ -57,12 +59,13 @@ def _read(h5: Any, file: Path, shape: tuple[int, int, int], classes: int, most: 
         raise InputError(f"{file} holds {count} images; expected are 1 to {most}.")
     facts: dict[str, Any] = {}
     if epoch is not None and epoch.size == 1 and epoch.dtype.kind in "iuf":
-        facts["epoch"] = int(epoch[()].item())
+        number = float(epoch[()].item())
+        facts |= {"epoch": int(number)} if math.isfinite(number) else {}
     if label is None:
         facts["labels"] = "none in the file; the images are taken to lie class by class"
     return Found(
         images=_floats(data).reshape(-1, *shape),
-        targets=_targets(label, file, count, classes),
+        targets=_targets(label, file, count, wanted.classes),
         facts=facts,
     )
 
@@ -77,6 +80,8 @@ def _dataset(h5: Any, name: str, file: Path) -> Any:
     found = h5[name] if isinstance(link, h5py.HardLink) else None
     if not isinstance(found, h5py.Dataset) or found.external or found.is_virtual:
         raise InputError(f"{name!r} in {file} must be plain numbers within the file.")
+    if found.chunks and any(c > s for c, s in zip(found.chunks, found.shape, strict=True)):
+        raise InputError(f"{name!r} in {file} is stored in parts larger than itself.")
     return found
 
 
@@ -91,11 +96,21 @@ def _targets(label: Any, file: Path, count: int, classes: int) -> Targets:
     if label.dtype.kind in "iu" and label.shape in ((count,), (count, 1)):
         return Hard(torch.from_numpy(label[()].astype("int64")).flatten())
     if label.dtype.kind == "f" and label.shape == (count, classes):
-        return Soft(_floats(label))
+        weights = _floats(label)
+        return Soft(weights, _places(weights))
     raise InputError(
         f"The labels in {file} are {label.dtype} {list(label.shape)}; expected are class numbers "
         f"[{count}] or weights [{count}, {classes}]."
     )
+
+
+def _places(weights: torch.Tensor) -> torch.Tensor | None:
+    """Return the class of each image if they lie class by class, as most likeliest ones tell."""
+    count, classes = weights.shape
+    if count % classes:
+        return None
+    places = torch.arange(classes).repeat_interleave(count // classes)
+    return places if 2 * int((weights.argmax(1) == places).sum()) > count else None
 
 
 def _floats(numbers: Any) -> torch.Tensor:
@@ -108,7 +123,8 @@ def _floats(numbers: Any) -> torch.Tensor:
 def recipe(classes: int) -> TrainSpec:
     """Return how the line's released sets are trained on, for class numbers as labels.
 
-    Adam .001; 100 images of all classes a step, of more than 100 classes 50, one of each.
+    Adam .001; 100 images of all classes a step, of more than 100 classes 50, one of each. Differs:
+    steps of sets of CUB-200 saw all its classes, which its number of classes does not tell.
     """
     chosen, images = (classes, 100 // classes) if classes <= 100 else (50, 1)
     return TrainSpec(
@@ -122,5 +138,10 @@ def recipe(classes: int) -> TrainSpec:
 
 
 FORMATS.add("ratbptt-h5")(
-    Format(read=read_set, recipe=recipe, help="RaT-BPTT's .h5 files: data, label, epoch")
+    Format(
+        read=read_set,
+        recipe=recipe,
+        help="RaT-BPTT's .h5 files: data, label, epoch",
+        protocol="ratbptt",
+    )
 )

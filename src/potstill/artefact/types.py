@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from potstill.artefact.targets import Hard, Targets, check_images, check_targets
+from potstill.artefact.decode import Decoder, Identity
+from potstill.artefact.targets import Hard, Soft, Targets, check_images, check_targets
 from potstill.artefact.use import Deployed, Loader, trained
 from potstill.core.errors import InputError
 from potstill.core.spec import record
@@ -20,35 +21,18 @@ from potstill.functional.schedule import TrainSpec
 from potstill.nets.spec import NetSpec, variant
 
 
-class Decoder(Protocol):
-    """Turn stored images into training images; a record.
-
-    k images may come of each stored one: decoded image j then belongs to stored image j // k.
-    """
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Decode [N, C, H, W] to [k N, C, H', W']."""
-        ...
-
-
-@record
-@dataclass(frozen=True, kw_only=True)
-class Identity:
-    """The decoder of sets whose stored images are the training images."""
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Return the images."""
-        return images
-
-
 @record
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """A named run of images, `start` to `stop` (excluded): a stage or a prefix of the set."""
+    """A named run of images, `start` to `stop` (excluded): a stage or a prefix of the set.
+
+    `lr` is the step size of the recipe when the block was done, if later blocks learned another.
+    """
 
     name: str
     start: int
     stop: int
+    lr: float | None = None
 
 
 @record
@@ -110,11 +94,13 @@ class Provenance:
 class DistilledSet:
     """A few images, their targets, and all that is needed to train on them.
 
-    `images` is floating [N, C, H, W] in the space of `space` (model input); `recipe` holds the
-    learned step size; `net` is the network that the set was made with.
+    `images` is floating [N, C, H, W] in the space of `space` (model input), stored as `decode`
+    takes them; `recipe` holds the learned step size; `net` is the network that the set was made
+    with.
 
     Raises:
-        InputError: for images, targets, loss or blocks that do not fit together or are not finite.
+        InputError: for images, targets, decoder, loss or blocks that do not fit together or are not
+            finite.
     """
 
     images: Tensor
@@ -131,6 +117,8 @@ class DistilledSet:
     def __post_init__(self) -> None:
         check_images(self.images, self.space)
         check_targets(self.targets, len(self.images), len(self.classes))
+        self.decode.check(self.shape)
+        self.decode.index(self.targets.classes)
         wanted = "ce" if isinstance(self.targets, Hard) else "soft_ce"
         if self.recipe.loss != wanted:
             kind = type(self.targets).__name__
@@ -165,8 +153,13 @@ class DistilledSet:
 
     def decoded(self) -> tuple[Tensor, Tensor]:
         """Return the training images (normalised) and their targets, one row each."""
-        images, targets = self.decode(self.images), self.targets.values
-        return images, targets.repeat_interleave(len(images) // len(self), dim=0)
+        index = self.decode.index(self.targets.classes)
+        return self.decode.take(self.images, index), self.targets.values[index[:, 0]]
+
+    def places(self) -> Tensor | None:
+        """Return the class of each training image, int64, where soft targets have one beside."""
+        own = self.targets.own if isinstance(self.targets, Soft) else None
+        return None if own is None else own[self.decode.index(own)[:, 0]]
 
     def prefix(self, blocks: int) -> DistilledSet:
         """Return the set of the first so many blocks, to be used like any other.
@@ -182,8 +175,10 @@ class DistilledSet:
                 f"The set has {len(self.blocks)} block{'s'[: len(self.blocks) != 1]}; a prefix "
                 f"takes the first 1 to {len(self.blocks)}, not {blocks}."
             )
-        rows = torch.arange(self.blocks[blocks - 1].stop)
-        return replace(self.taken(rows), blocks=self.blocks[:blocks])
+        last = self.blocks[blocks - 1]
+        recipe = self.recipe if last.lr is None else replace(self.recipe, lr=last.lr)
+        taken = self.taken(torch.arange(last.stop))
+        return replace(taken, blocks=self.blocks[:blocks], recipe=recipe)
 
     def cut(self, ipc: int) -> DistilledSet:
         """Return the set of the first so many images of each class, to be used like any other.
@@ -202,7 +197,7 @@ class DistilledSet:
         return replace(
             self,
             images=self.images[rows],
-            targets=type(self.targets)(self.targets.values[rows]),
+            targets=self.targets.taken(rows),
             blocks=(),
             origin=replace(self.origin, accuracy="{}", rows=own),
         )
@@ -224,8 +219,16 @@ class DistilledSet:
         """
         net = self.net if net is None else variant(net, self.net) if isinstance(net, str) else net
         images, targets = self.decoded()
-        classes = len(self.classes)
-        return trained(net, self.recipe, self.space, images, targets, classes=classes, seed=seed)
+        return trained(
+            net,
+            self.recipe,
+            self.space,
+            images,
+            targets,
+            places=self.places(),
+            classes=len(self.classes),
+            seed=seed,
+        )
 
     def save(self, path: str | Path) -> None:
         """Write the set as a folder; see `potstill.artefact.files.save`."""

@@ -100,14 +100,19 @@ def trained(
     images: Tensor,
     targets: Tensor,
     *,
+    places: Tensor | None = None,
     classes: int,
     seed: int,
 ) -> Deployed:
-    """Build a network and fit it to normalised images by the recipe; return it for pictures."""
+    """Build a network and fit it to normalised images by the recipe; return it for pictures.
+
+    `places` are the classes by which images are drawn (see `fit`).
+    """
     channels, height, width = images.shape[1:]
     fresh = flat(
         net, channels=channels, size=(height, width), classes=classes, seed=seed, key=("train",)
     )
     theta = fresh.theta0.to(images.device)
-    theta = fit(fresh, theta, images, targets, recipe, seed=seed, key=("train",))
+    key = ("train",)
+    theta = fit(fresh, theta, images, targets, recipe, seed=seed, key=key, places=places)
     return Deployed(fresh.load(theta), space, images.shape[1:]).eval()

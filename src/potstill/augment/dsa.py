@@ -1,50 +1,22 @@
 """Differentiable siamese augmentation: colour, crop, cutout, flip, scale and rotate.
 
 Source: Zhao and Bilen, "Dataset Condensation with Differentiable Siamese Augmentation", ICML 2021
-(arXiv:2102.08259). The numbers are drawn on the CPU, apart from their use: `apply` is a pure
-function of images and parameters, so a step can be replayed exactly.
+(arXiv:2102.08259). A step can be replayed exactly from its parameters.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from potstill.core.errors import InputError, unknown
+from potstill.augment.operations import Params, apply, check, draw
+from potstill.core.errors import InputError
 from potstill.core.spec import record
 
-COLUMNS = (
-    *("brightness", "saturation", "contrast"),  # shift, factor, factor
-    *("crop_y", "crop_x"),  # translation in whole pixels: row i shows row i + crop_y
-    *("cutout_y", "cutout_x"),  # offset of the box in whole pixels
-    "flip",  # 1 for a mirrored image, 0 else
-    *("scale_y", "scale_x"),  # below 1 zooms in
-    "angle",  # degrees
-)
-"""What the columns of `Params.values` mean here."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Params:
-    """The parameters of one call: the operations, in order, and a row of numbers per image."""
-
-    ops: tuple[str, ...]
-    values: Tensor
-    """float64 [n, columns]; the policy says what the columns mean."""
-
-    def to(self, device: torch.device | str) -> Params:
-        """Return the same parameters on a device."""
-        values = self.values
-        if values.device.type != torch.device(device).type:
-            values = values.to(device, non_blocking=values.device.type == "cpu")
-        return replace(self, values=values)
+NAMES = ("color", "crop", "cutout", "flip", "scale", "rotate")
 
 
 @record
@@ -81,18 +53,13 @@ class DSA:
     """Factors lie between 1/ratio and ratio."""
     rotate: float = 15.0
     """Largest angle, in degrees."""
+    aligned: ClassVar[bool] = True
+    """Whether scale and rotate sample with aligned corners."""
 
     def __post_init__(self) -> None:
-        for name in self.ops:
-            if name not in _OPERATIONS:
-                raise unknown("operation of the augmentation strategy", name, _OPERATIONS)
+        check(self, self.ops, NAMES)
         if self.mode not in ("S", "M"):
             raise InputError(f"The mode of augmentation is 'S' or 'M', not {self.mode!r}.")
-        for name in ("crop_pad", "cutout", "flip_prob"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name} lies between 0 and 1, not at {getattr(self, name)}.")
-        if self.scale_ratio < 1:
-            raise InputError(f"scale_ratio is at least 1, not {self.scale_ratio}.")
 
     @property
     def ops(self) -> tuple[str, ...]:
@@ -107,138 +74,13 @@ class DSA:
         ops = self.ops
         if self.mode == "S":
             ops = (ops[int(torch.randint(len(ops), (), generator=generator, device="cpu"))],)
-        u = torch.rand(
-            (1 if self.siamese else n, len(COLUMNS)),
-            generator=generator,
-            dtype=torch.float64,
-            device="cpu",
-        )
-        minus, times, plus = _drawn(self, shape[1:])
-        values = (u - minus) * times
-        values[:, _WHOLE] = values[:, _WHOLE].floor()
-        values += plus
-        values[:, _FLIP] = u[:, _FLIP] < self.flip_prob
+        values = draw(self, 1 if self.siamese else n, shape[1:], generator)
         return Params(ops=ops, values=values.expand(n, -1))
 
     def apply(self, x: Tensor, params: Params) -> Tensor:
         """Return the augmented images, contiguous, of the shape [n, C, H, W] and type of x.
 
-        Differentiable with respect to x: twice for all operations but scale and rotate.
+        Parameters drawn for n = 1 are for any number of images. Differentiable with respect to x:
+        twice for all operations but scale and rotate.
         """
-        values = dict(zip(COLUMNS, params.values.to(x.device).unbind(1), strict=True))
-        for name in params.ops:
-            x = _OPERATIONS[name](self, x, values)
-        return x.contiguous()
-
-
-_WHOLE, _FLIP = slice(COLUMNS.index("crop_y"), COLUMNS.index("flip")), COLUMNS.index("flip")
-
-
-@lru_cache(maxsize=64)
-def _drawn(policy: DSA, size: tuple[int, int]) -> tuple[Tensor, ...]:
-    """Return how numbers u in [0, 1) become columns: (u - minus) * times + plus, float64."""
-    low, high = 1 / policy.scale_ratio, policy.scale_ratio
-    rules: dict[str, tuple[float, float, float]] = {
-        "brightness": (0.5, policy.brightness, 0),
-        "saturation": (0, policy.saturation, 0),
-        "contrast": (0, 1, policy.contrast),
-        "flip": (0, 1, 0),
-        "angle": (0.5, 2 * policy.rotate, 0),
-    }
-    for axis, side in zip("yx", size, strict=True):
-        pad, box = _pixels(side, policy.crop_pad), _pixels(side, policy.cutout)
-        rules[f"crop_{axis}"] = (0, 2 * pad + 1, -pad)
-        rules[f"cutout_{axis}"] = (0, side + 1 - box % 2, 0)
-        rules[f"scale_{axis}"] = (0, high - low, low)
-    rows = torch.tensor([rules[name] for name in COLUMNS], dtype=torch.float64, device="cpu")
-    return rows.unbind(1)
-
-
-_Values = Mapping[str, Tensor]
-
-
-def _pixels(side: int, fraction: float) -> int:
-    return math.floor(side * fraction + 0.5)
-
-
-def _color(_: DSA, x: Tensor, v: _Values) -> Tensor:
-    """Do brightness, saturation, contrast, in that order, as one affine map.
-
-    With shift b, factors s and k, m the mean of x over channels and M over the whole image, the
-    three formulas in a row give k s x + (k - k s) m + (1 - k) M + b.
-    """
-    b, s, k = (
-        v[name].to(x.dtype)[:, None, None, None]
-        for name in ("brightness", "saturation", "contrast")
-    )
-    m = x.mean(1, keepdim=True)
-    return torch.addcmul((k - k * s) * m + (1 - k) * m.mean((2, 3), keepdim=True) + b, x, k * s)
-
-
-def _crop(policy: DSA, x: Tensor, v: _Values) -> Tensor:
-    """Translate by whole pixels; what comes from outside is zero.
-
-    A gather from the padded image: measured faster than index arithmetic by advanced indexing and
-    than products with shift matrices, and each source pixel is read at most once, so the backward
-    adds nothing up and is deterministic.
-    """
-    n, c, h, w = x.shape
-    pad_y, pad_x = _pixels(h, policy.crop_pad), _pixels(w, policy.crop_pad)
-    padded = F.pad(x, (pad_x, pad_x, pad_y, pad_y))
-    rows = torch.arange(h, device=x.device) + v["crop_y"].long()[:, None] + pad_y
-    columns = torch.arange(w, device=x.device) + v["crop_x"].long()[:, None] + pad_x
-    index = (rows[:, :, None] * (w + 2 * pad_x) + columns[:, None, :]).view(n, 1, h * w)
-    return padded.flatten(2).gather(2, index.expand(n, c, h * w)).view(n, c, h, w)
-
-
-def _cutout(policy: DSA, x: Tensor, v: _Values) -> Tensor:
-    """Zero the box of rows (and columns) i + o - floor(k/2), i < k, as far as it lies inside.
-
-    The original clamps these indices to the image; for every offset o that can be drawn the box
-    touches the image, so clamping and truncating give the same rows.
-    """
-
-    def inside(side: int, offset: Tensor) -> Tensor:
-        k = _pixels(side, policy.cutout)
-        i = torch.arange(side, device=x.device) - offset[:, None] + k // 2
-        return (i >= 0) & (i < k)
-
-    rows, columns = inside(x.shape[2], v["cutout_y"]), inside(x.shape[3], v["cutout_x"])
-    return x.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0)
-
-
-def mirrored(x: Tensor, flip: Tensor) -> Tensor:
-    """Return images [n, C, H, W], mirrored left to right where flip [n] is not 0."""
-    columns = torch.arange(x.shape[3], device=x.device)
-    index = torch.where(flip.bool()[:, None], columns.flip(0), columns)
-    return x.gather(3, index[:, None, None, :].expand(x.shape))
-
-
-def _sampled(x: Tensor, *theta: Tensor, align_corners: bool = True) -> Tensor:
-    """Sample x at theta (x', y') for the four entries of theta, each [n], in row order."""
-    matrix = F.pad(torch.stack(theta, dim=1).view(-1, 2, 2), (0, 1)).to(x.dtype)
-    grid = F.affine_grid(matrix, list(x.shape), align_corners=align_corners)
-    return F.grid_sample(
-        x, grid, mode="bilinear", padding_mode="zeros", align_corners=align_corners
-    )
-
-
-def _scale(_: DSA, x: Tensor, v: _Values) -> Tensor:
-    zero = torch.zeros_like(v["scale_x"])
-    return _sampled(x, v["scale_x"], zero, zero, v["scale_y"])
-
-
-def rotated(x: Tensor, degrees: Tensor, *, align_corners: bool = True) -> Tensor:
-    """Return images [n, C, H, W], each rotated by its angle [n]; zero comes in from outside."""
-    a = degrees.deg2rad()
-    return _sampled(x, a.cos(), -a.sin(), a.sin(), a.cos(), align_corners=align_corners)
-
-
-_OPERATIONS: dict[str, Callable[[DSA, Tensor, _Values], Tensor]] = {
-    "color": _color,
-    "crop": _crop,
-    "cutout": _cutout,
-    "flip": lambda _, x, v: mirrored(x, v["flip"]),
-    "scale": _scale,
-    "rotate": lambda _, x, v: rotated(x, v["angle"]),
-}
+        return apply(self, x, params)

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from potstill.augment.dsa import Params, mirrored, rotated
+from potstill.augment.operations import Params, mirrored, rotated
 from potstill.core.errors import InputError
 from potstill.core.spec import record
 
@@ -59,7 +59,8 @@ class RAT:
     def apply(self, x: Tensor, params: Params) -> Tensor:
         """Return the augmented images, contiguous, of the shape [n, C, H, W] and type of x.
 
-        Differentiable with respect to x: mirroring twice, rotation once.
+        Parameters drawn for n = 1 are for any number of images. Differentiable with respect to x:
+        mirroring twice, rotation once.
         """
         flip, angle = params.values.to(x.device).unbind(1)
         if "flip" in params.ops:

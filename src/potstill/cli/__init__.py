@@ -112,7 +112,10 @@ def _distill(arguments: list[str]) -> int:
 
 def _folder(run_spec: Run) -> Path:
     """Return where a run goes that names no folder."""
-    name = run_spec.recipe or f"{type(run_spec.method).__name__.lower()}_ipc{run_spec.ipc}"
+    from potstill.methods import name_of
+
+    method = name_of(run_spec.method).replace(":", "-")
+    name = run_spec.recipe or f"{method}_ipc{run_spec.ipc}"
     return Path("runs") / f"{name}-{run_spec.scale}-seed{run_spec.seed}"
 
 

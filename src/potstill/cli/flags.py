@@ -60,7 +60,7 @@ def _flag_types() -> Any:
             return None
         return PrimitiveConstructorSpec(
             nargs=1,
-            metavar="none|dsa|rat|OPERATIONS",
+            metavar="none|dsa|rat|idc|OPERATIONS",
             instance_from_str=lambda texts: policy_of(texts[0]),
             is_instance=lambda thing: thing is None or isinstance(thing, Policy),
             str_from_instance=lambda thing: [text_of(thing)],

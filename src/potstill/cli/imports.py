@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from potstill.cli.expert_flags import ImageFlags
 from potstill.cli.flags import one, parse, short
@@ -16,15 +17,23 @@ class SetFlags(ImageFlags):
     """Flags of `import`."""
 
     format: str
-    """Format of the file; ratbptt-h5 for example."""
+    """Format of the file: idc, dc or ratbptt-h5."""
+    factor: int | None = None
+    """Of idc: cells a side into which each image is cut; 1 = none (IDC-I)."""
+    decoder: Literal["single", "multi", "bound"] | None = None
+    """Of idc: all cells at this factor (the default, as published sets are scored), at every factor
+    from 1 to it, or at most 128 images of a class."""
+    experiment: int | None = None
+    """Of dc: which of the sets in the file, from 0; the last by default."""
     out: Path
     """Folder of the distilled set, a new one."""
 
 
 def import_command(arguments: list[str]) -> int:
-    """Take over a released distilled set: potstill import FILE --format ratbptt-h5 --out DIR."""
+    """Take over a released distilled set: potstill import FILE --format idc --out DIR."""
     name, rest = one(arguments, "import", "file")
-    from potstill.artefact import FORMATS, import_set
+    from potstill.artefact import FORMATS, Told, import_set
+    from potstill.artefact.imports import checked
     from potstill.data import Reading, make_space
     from potstill.nets import NetSpec, describe
 
@@ -43,7 +52,8 @@ def import_command(arguments: list[str]) -> int:
         kw_only=True,
     )
     flags = parse(flags_of, short(rest), name="import FILE", text=text)
-    FORMATS.get(flags.format)  # refuses a wrong name before anything is read
+    told = Told(factor=flags.factor, decoder=flags.decoder, experiment=flags.experiment)
+    kind = checked(flags.format, told)  # refuses wrong flags before anything is read
     if flags.out.exists():
         raise InputError(f"{flags.out} is there already; name a new folder with --out.")
     data = flags.images()
@@ -53,14 +63,18 @@ def import_command(arguments: list[str]) -> int:
         data=data,
         space=make_space(flags.normaliser, data),
         net=flags.net,
+        told=told,
         reading=Reading(resize=flags.resize, fit=flags.fit, classes=flags.classes),
     )
     s.save(flags.out)
     for fact, value in s.origin.method_spec.items():
-        if fact in ("epoch", "labels"):
+        if fact in ("epoch", "labels", "experiment"):
             print(f"{fact}: {value}")
-    kind = "class numbers" if s.targets.values.ndim == 1 else "learned weights of the classes"
-    print(f"{len(s)} images with {kind} are now the set {flags.out}, for {describe(s.net)};")
-    print(f"taken to be in the space of: {s.space.describe()}. Score it:")
-    print(f"  potstill evaluate {flags.out} --protocol ratbptt")
+    labels = "class numbers" if s.targets.values.ndim == 1 else "learned weights of the classes"
+    print(f"{len(s)} images with {labels} are now the set {flags.out}, for {describe(s.net)};")
+    if (count := len(s.decode.index(s.targets.classes))) != len(s):
+        print(f"cut into {count} training images;")
+    space = "pixels, normalised now by" if kind.raw else "in the space of"
+    print(f"taken to be {space}: {s.space.describe()}. Score it:")
+    print(f"  potstill evaluate {flags.out} --protocol {kind.protocol}")
     return 0

@@ -69,7 +69,7 @@ class Score:
     beside: tuple[Path, ...] = ()
     """Other sets or runs, cut to as many images a class (the first of each), by their recipes."""
     baselines: bool = True
-    """Also train on random and k-means-medoid real images, as many a class."""
+    """Also train on random and k-means-medoid real images, as many a class, or mosaics of them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -115,7 +115,7 @@ def _studied(path: str, flags: WindowsFlags) -> Studied:
     else:
         raise InputError(f"{path} is neither the folder of a run nor a recipe (potstill recipes).")
     run = replace(run, method=windowed(run.method, flags.window, flags.total))
-    ctx, _ = preflight(run, data, plan)
+    ctx, _ = preflight(run, data, plan, recorded=path not in RECIPES.names())
     return studied(path, run.method, ctx, s)
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from potstill.core.errors import InputError
 from potstill.core.keys import generator
 from potstill.data import Space, Split, open_space, reopen
 from potstill.experts import ExpertSpec, ImportedExpert, Trajectory
 from potstill.nets import FlatNet, flat
+from potstill.nets.hidden import features, head_of
 
 _SETTLE, _BATCH = 2048, 256  # images from which running statistics are measured, and a batch
 
@@ -50,23 +50,17 @@ def module_features(module: nn.Module, space: Space, *, name: str) -> Features:
     Raises:
         InputError: if the network does not end in a linear layer (some end in a convolution).
     """
-    layers = [part for part in module.eval().modules() if isinstance(part, nn.Linear)]
-    if not layers:
-        raise _headless(name)
+    whose = f"The network for features {name!r}"
+    head_of(module.eval(), name=whose)
 
-    def features(pixels: Tensor) -> Tensor:
-        kept: list[Tensor] = []
-        hook = layers[-1].register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0]))
-        try:
-            with torch.no_grad():
-                for part in pixels.split(64):
-                    if module(space.forward(part)).shape[1:] != (layers[-1].out_features,):
-                        raise _headless(name)
-        finally:
-            hook.remove()
-        return torch.cat(kept).flatten(1)
+    def run(part: Tensor) -> Tensor:
+        return module(space.forward(part))
 
-    return Features(name, features)
+    def found(pixels: Tensor) -> Tensor:
+        with torch.no_grad():
+            return torch.cat([features(module, run, part, name=whose) for part in pixels.split(64)])
+
+    return Features(name, found)
 
 
 @lru_cache(maxsize=1)
@@ -108,10 +102,3 @@ def settle(module: nn.Module, split: Split, space: Space) -> None:
         for part in rows.chunk(-(-len(rows) // _BATCH)):
             module(space.forward(split.pixels[part]))
     module.eval()
-
-
-def _headless(name: str) -> InputError:
-    return InputError(
-        f"The network for features {name!r} does not end in a linear layer; take another network "
-        "or 'pixels'."
-    )

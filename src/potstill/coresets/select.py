@@ -20,8 +20,8 @@ CLASS_CAP = 2000
 
 
 def counts_of(s: DistilledSet) -> tuple[int, ...]:
-    """Return images per class; soft-labelled sets count as spread evenly over the classes."""
-    if isinstance(s.targets, Hard):
+    """Return images per class; soft labels without places count as spread evenly over classes."""
+    if isinstance(s.targets, Hard) or s.targets.own is not None:
         return s.ipc
     each, rest = divmod(len(s), len(s.classes))
     return tuple(each + (label < rest) for label in range(len(s.classes)))

@@ -15,7 +15,15 @@ from potstill.data.arrays import array_parts
 from potstill.data.normalise import STATISTICS, MeanStd, measure_stats, named_stats
 from potstill.data.rows import Pixels, Rows, moved, resident_budget
 from potstill.data.sources import SOURCES
-from potstill.data.space import Space, SpaceSpec, keep_space, make_space, open_space, prepared
+from potstill.data.space import (
+    Space,
+    SpaceSpec,
+    at_hand,
+    keep_space,
+    make_space,
+    open_space,
+    prepared,
+)
 from potstill.data.splits import check_fraction, checked, completed, cut_validation, limited
 from potstill.data.subsets import CLASS_LISTS, selected
 from potstill.data.types import DataRef, DataSet, Fit, Reading, Source, Split, Stored
@@ -40,6 +48,7 @@ __all__ = [
     "Split",
     "Zca",
     "ZcaRef",
+    "at_hand",
     "from_arrays",
     "keep_space",
     "make_space",

@@ -78,8 +78,8 @@ class MeanStd:
     def parts(self, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
         """Return the tensors that `apply` takes: `mean` and `std` [C, 1, 1]."""
         return {
-            "mean": _column(self.mean, dtype, device),
-            "std": _column(self.std, dtype, device),
+            "mean": column(self.mean, dtype, device),
+            "std": column(self.std, dtype, device),
         }
 
     def check(self, shape: tuple[int, ...]) -> None:
@@ -114,7 +114,7 @@ class MeanStd:
 
 
 @lru_cache(maxsize=64)
-def _column(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def column(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return numbers as [C, 1, 1], copied to a device once."""
     with torch.inference_mode(False):  # else it could serve no gradient later
         return torch.tensor(values, dtype=dtype, device=device)[:, None, None]

@@ -21,7 +21,7 @@ from potstill.core.spec import from_json, spec_hash, to_json
 from potstill.core.state import load_tree, save_tree
 from potstill.core.store import default_cache
 from potstill.data.normalise import STATISTICS, MeanStd, measure_stats, named_stats
-from potstill.data.rows import Pixels
+from potstill.data.rows import Pixels, moved
 from potstill.data.types import DataSet
 from potstill.data.whitening import LARGEST, cut, fit_zca
 from potstill.data.zca import KINDS, Zca, ZcaRef, restored, sealed
@@ -96,6 +96,15 @@ def prepared(space: Space, pixels: Pixels) -> tuple[Pixels, Callable[[Tensor], T
     if isinstance(space, Zca) and 4 * len(pixels) * math.prod(pixels.shape[1:]) <= RESIDENT:
         return torch.cat([space.forward(part) for part in pixels.split(256)]), None
     return pixels, space.forward
+
+
+@lru_cache(maxsize=1)
+def at_hand(
+    data: DataSet, space: Space, device: torch.device
+) -> tuple[Pixels, Callable[[Tensor], Tensor] | None]:
+    """Return the training images on the device (if they lie in memory), and what prepares them."""
+    pixels, prepare = prepared(space, data.train.pixels)
+    return moved(pixels, device), prepare
 
 
 def _whitening(name: str, data: DataSet) -> Zca:

@@ -6,11 +6,12 @@ from collections.abc import Iterable
 
 from torch import nn
 
+from potstill.artefact import DistilledSet
 from potstill.core.compute import Compute, Wish, choose
 from potstill.data import DataSet
 from potstill.evaluation.images import Images
 from potstill.evaluation.protocol import Protocol
-from potstill.evaluation.tasks import Distilled
+from potstill.evaluation.tasks import Distilled, Mosaics, Real
 from potstill.functional import TrainSpec
 from potstill.nets import FlatNet, flops
 
@@ -52,9 +53,19 @@ def trainings(
 ) -> list[tuple[TrainSpec, int]]:
     """Return the trainings of one network behind an evaluation, each with its number of images."""
     return [
-        (train, own if isinstance(what, Distilled) else len(what.indices or data.train))
+        (train, count)
         for item in images
-        for own in [len(item.of.decoded()[1]) if item.of else 0]
+        for counts in [[_count(what, item.of, data) for what in item.what]]
         for train in item.trains
-        for what in (item.what[k % len(item.what)] for k in range(rules.seeds))
+        for count in (counts[k % len(counts)] for k in range(rules.seeds))
     ] * regimes
+
+
+def _count(what: Distilled | Real | Mosaics, of: DistilledSet | None, data: DataSet) -> int:
+    """Return the number of training images; `of` is the set that a distilled one is like."""
+    if isinstance(what, Real):
+        return len(what.indices or data.train)
+    if isinstance(what, Mosaics):
+        return len(what.decode.index(what.labels(data.train)))
+    assert of is not None
+    return len(of.decode.index(of.targets.classes))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from potstill.artefact import DistilledSet, load
+from potstill.artefact import DistilledSet, MultiFormation, load
 from potstill.core.errors import InputError
 from potstill.coresets import (
     CLASS_CAP,
@@ -18,12 +18,13 @@ from potstill.coresets import (
     pixel_features,
     random_real,
 )
-from potstill.data import DataSet
+from potstill.data import DataSet, Split
 from potstill.evaluation.protocol import Protocol
-from potstill.evaluation.tasks import Distilled, Real, set_digest
+from potstill.evaluation.tasks import Distilled, Mosaics, Real, set_digest
 from potstill.functional import TrainSpec
 
-BASELINES = ("random real", "k-means medoid")
+BASELINES = ("random real", "k-means medoid", "random mosaics")
+What = tuple[Distilled | Real | Mosaics, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,7 @@ class Images:
     """Images to train on: one choice for all seeds, or one a seed; at each of some step sizes."""
 
     name: str
-    what: tuple[Distilled | Real, ...]
+    what: What
     trains: tuple[TrainSpec, ...]
     nbytes: dict[str, int]
     note: str = ""
@@ -85,7 +86,8 @@ def check_data(s: DistilledSet, data: DataSet) -> None:
             f"The set was distilled with limit={s.ref.limit} training images a class, not "
             f"limit={data.ref.limit}; open the data with the same."
         )
-    shape, own = (data.channels, *data.size), tuple(s.decode(s.images).shape[1:])
+    first = s.decode.index(s.targets.classes)[:1]
+    shape, own = (data.channels, *data.size), tuple(s.decode.take(s.images, first).shape[1:])
     if data.n_classes != len(s.classes) or own != shape:
         raise InputError(
             f"The distilled set has {len(s.classes)} classes of images {own}, "
@@ -103,12 +105,12 @@ def images_of(
     beside: Sequence[Beside] = (),
 ) -> list[Images]:
     """Return what is trained on, in the order of the rows; `note` says which part of a set s is."""
-    recipe, seeds = rules.train_spec(s.recipe), range(rules.seeds)
+    recipe = rules.suited(s).train_spec(s.recipe)
     found = [
         Images(
             name=item.name,
             what=tuple(Distilled(digest=set_digest(each)) for each in item.sets),
-            trains=(rules.train_spec(item.sets[0].recipe),),
+            trains=(rules.suited(item.sets[0]).train_spec(item.sets[0].recipe),),
             nbytes=item.sets[0].nbytes(),
             note=item.note,
             of=item.sets[0],
@@ -116,22 +118,10 @@ def images_of(
         for item in (Beside(name="distilled", sets=(s,), note=note), *beside)
     ]
     if rules.baselines:
-        counts, points, train = counts_of(s), features or pixel_features(s.space), data.train
         steps = dict.fromkeys((recipe.lr, *rules.lr_grid))
         trains = tuple(replace(recipe, lr=lr) for lr in steps)
-        draws = tuple(
-            Real(indices=random_real(train, counts, seed=d, replacement=True)) for d in seeds
-        )
-        medoid = (Real(indices=medoid_real(train, counts, points, replacement=True)),)
-        have = torch.bincount(train.labels, minlength=len(counts)).tolist()
-        part = f", {CLASS_CAP:,} images of each larger class" if max(have) > CLASS_CAP else ""
-        scarce = any(n < count for n, count in zip(have, counts, strict=True))
-        again = "; small classes give images twice" if scarce else ""
-        nbytes = _real_bytes(data, sum(counts), s)
-        for name, what, note in (
-            (BASELINES[0], draws, again[2:]),
-            (BASELINES[1], medoid, f"k-means on {points.name}{part}{again}"),
-        ):
+        nbytes = _real_bytes(data, len(s), s)
+        for name, what, note in _matched(s, data.train, features, rules.seeds):
             found.append(Images(name=name, what=what, trains=trains, nbytes=nbytes, note=note))
     if whole is not None:
         nbytes = _real_bytes(data, len(data.train), s)
@@ -139,6 +129,47 @@ def images_of(
             Images(name="whole set", what=(Real(indices=None),), trains=(whole,), nbytes=nbytes)
         )
     return found
+
+
+def _matched(
+    s: DistilledSet, train: Split, features: Features | None, seeds: int
+) -> list[tuple[str, What, str]]:
+    """Return name, images and note of each baseline: as many real images a class as the set has.
+
+    Beside a set of mosaics there are random mosaics, too: as many, under the same decoder.
+    """
+    counts, points = counts_of(s), features or pixel_features(s.space)
+    draws = tuple(
+        Real(indices=random_real(train, counts, seed=d, replacement=True)) for d in range(seeds)
+    )
+    medoid = (Real(indices=medoid_real(train, counts, points, replacement=True)),)
+    have = torch.bincount(train.labels, minlength=len(counts)).tolist()
+
+    def again(cells: int) -> str:
+        scarce = any(n < cells * count for n, count in zip(have, counts, strict=True))
+        return "small classes give images twice" if scarce else ""
+
+    part = f", {CLASS_CAP:,} images of each larger class" if max(have) > CLASS_CAP else ""
+    note = "; ".join(filter(None, [f"k-means on {points.name}{part}", again(1)]))
+    found: list[tuple[str, What, str]] = [
+        (BASELINES[0], draws, again(1)),
+        (BASELINES[1], medoid, note),
+    ]
+    if isinstance(s.decode, MultiFormation) and (cells := s.decode.cells) > 1:
+        mosaics = tuple(random_mosaics(train, counts, s.decode, seed=d) for d in range(seeds))
+        note = "; ".join(filter(None, [f"{cells} real images in each", again(cells)]))
+        found.append((BASELINES[2], mosaics, note))
+    return found
+
+
+def random_mosaics(
+    train: Split, counts: Sequence[int], decode: MultiFormation, *, seed: int
+) -> Mosaics:
+    """Return counts[c] mosaics of random images of each class c; small classes give some twice."""
+    taken = [count * decode.cells for count in counts]
+    chosen = torch.tensor(random_real(train, taken, seed=seed, replacement=True))
+    groups = [part.view(decode.cells, -1) for part in chosen.split(taken) if len(part)]
+    return Mosaics(indices=tuple(torch.cat(groups, 1).flatten().tolist()), decode=decode)
 
 
 def _real_bytes(data: DataSet, count: int, s: DistilledSet) -> dict[str, int]:

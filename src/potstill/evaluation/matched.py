@@ -67,8 +67,9 @@ def evaluate(
         prefix: take the first so many blocks of the set only; all by default.
         beside: folders of other sets, cut to their first so many images of each class as the set
             has; each is trained on by its own recipe.
-        baselines: also train on random and k-means-medoid real images, as many a class, at the
-            set's own step size and at that of own and grid which is best on validation.
+        baselines: also train on random and k-means-medoid real images, as many a class, and
+            beside a set of mosaics on random mosaics; at the set's own step size and at that of own
+            and grid which is best on validation.
         whole: how to train on all real training images, to show that row too.
         features: where k-means looks; the normalised pixels by default.
         teacher: the network behind soft labels; by default one of the set's own kind is trained

@@ -13,16 +13,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from potstill.artefact import DistilledSet, load
+from potstill.artefact import DistilledSet, Identity, MultiFormation, Soft, load
 from potstill.core.compute import Compute
 from potstill.core.errors import InputError
 from potstill.core.files import write_json
-from potstill.core.spec import record
+from potstill.core.spec import canonical, record
 from potstill.core.state import tensor_digest
 from potstill.core.store import Store
 from potstill.core.usage import peak_memory
 from potstill.coresets import expert_module
-from potstill.data import DataRef, Pixels, SpaceSpec, moved, open_space, prepared, reopen
+from potstill.data import DataRef, Pixels, SpaceSpec, Split, moved, open_space, prepared, reopen
 from potstill.experts import ExpertSpec, ImportedExpert
 from potstill.functional import TrainSpec, accuracy, fit
 from potstill.functional.train import Prepare
@@ -47,6 +47,20 @@ class Real:
 
 @record
 @dataclass(frozen=True, kw_only=True)
+class Mosaics:
+    """Train on mosaics of these images of the training part (see `MultiFormation.mosaic`)."""
+
+    indices: tuple[int, ...]
+    """All pictures of the first cell, of the second ...; a mosaic is of one class."""
+    decode: MultiFormation
+
+    def labels(self, part: Split) -> Tensor:
+        """Return the class of each mosaic, int64 [n]."""
+        return part.labels[torch.tensor(self.indices[: len(self.indices) // self.decode.cells])]
+
+
+@record
+@dataclass(frozen=True, kw_only=True)
 class Taught:
     """Take soft labels: the softmax of what a teacher says of the images, in evaluation mode."""
 
@@ -59,7 +73,7 @@ class Taught:
 class EvalSpec:
     """One trained network: everything that its accuracy depends on."""
 
-    what: Distilled | Real
+    what: Distilled | Real | Mosaics
     labels: Taught | Literal["own", "hard"] = "own"
     """As the images bring them, the likeliest class of each, or those of a teacher."""
     net: NetSpec
@@ -75,9 +89,12 @@ class EvalSpec:
 
 
 def set_digest(s: DistilledSet) -> str:
-    """Return the SHA-256 of what a set trains on: decoded images and targets."""
-    images, targets = s.decoded()
-    return tensor_digest({"images": images, "targets": targets})
+    """Return the SHA-256 of what a set trains on: images, targets, and how they are decoded."""
+    texts = () if s.decode == Identity() else (canonical(s.decode),)
+    tensors = {"images": s.images, "targets": s.targets.values}
+    if isinstance(s.targets, Soft) and s.targets.own is not None:
+        tensors["classes"] = s.targets.own
+    return tensor_digest(tensors, *texts)
 
 
 def evaluate_one(spec: EvalSpec, context: dict[str, str], folder: Path) -> None:
@@ -93,7 +110,7 @@ def evaluate_one(spec: EvalSpec, context: dict[str, str], folder: Path) -> None:
     """
     data = reopen(spec.data)
     space = open_space(spec.space)
-    images, targets = _training_images(spec, context)
+    images, targets, places = _training_images(spec, context)
     if spec.labels == "hard" and targets.is_floating_point():
         targets = targets.argmax(1)
     elif isinstance(spec.labels, Taught):
@@ -118,7 +135,9 @@ def evaluate_one(spec: EvalSpec, context: dict[str, str], folder: Path) -> None:
             found[part] = accuracy(net, theta, pixels, labels, prepare=prepare, compute=compute)
         return found
 
-    theta, marks, (seconds, cpu_seconds) = _trained(spec, net, images, targets, prepare, measure)
+    theta, marks, (seconds, cpu_seconds) = _trained(
+        spec, net, images, targets, places, prepare, measure
+    )
     result = {
         **measure(theta),
         "steps": spec.train.steps(len(images)),
@@ -136,6 +155,7 @@ def _trained(
     net: FlatNet,
     images: Pixels,
     targets: Tensor,
+    places: Tensor | None,
     prepare: Prepare | None,
     measure: Callable[[Tensor], dict[str, float]],
 ) -> tuple[Tensor, list[dict[str, float]], list[float]]:
@@ -162,6 +182,7 @@ def _trained(
         spec.train,
         seed=spec.seed,
         key=("evaluate",),
+        places=places,
         prepare=prepare,
         on_epoch=on_epoch if spec.marks else None,
         compute=spec.compute,
@@ -181,19 +202,29 @@ def _measured(
     return moved(pixels, device), prepare
 
 
-def _training_images(spec: EvalSpec, context: dict[str, str]) -> tuple[Pixels, Tensor]:
-    """Return images and targets: a set in model-input space, or real images in uint8."""
+def _training_images(
+    spec: EvalSpec, context: dict[str, str]
+) -> tuple[Pixels, Tensor, Tensor | None]:
+    """Return images, targets and places (see `fit`).
+
+    Images are model input of a set or of mosaics, or real ones in uint8.
+    """
     if isinstance(spec.what, Distilled):
         folder = context[spec.what.digest]
         s = load(folder)
         if set_digest(s) != spec.what.digest:
             raise InputError(f"The distilled set in {folder} changed in the meantime.")
-        return s.decoded()
+        return *s.decoded(), s.places()
     part = reopen(spec.data).train
     if spec.what.indices is None:
-        return part.pixels, part.labels
+        return part.pixels, part.labels, None
     chosen = torch.tensor(spec.what.indices)
-    return part.pixels[chosen], part.labels[chosen]
+    if isinstance(spec.what, Real):
+        return part.pixels[chosen], part.labels[chosen], None
+    decode, labels = spec.what.decode, spec.what.labels(part)
+    stored = open_space(spec.space).forward(decode.mosaic(part.pixels[chosen]))
+    index = decode.index(labels)
+    return decode.take(stored, index), labels[index[:, 0]], None
 
 
 def _taught(spec: EvalSpec, images: Pixels, context: dict[str, str]) -> Tensor:
@@ -204,7 +235,7 @@ def _taught(spec: EvalSpec, images: Pixels, context: dict[str, str]) -> Tensor:
     module = expert_module(teacher, Store(Path(context["store"])).verify("experts", teacher))
     module = copy.deepcopy(module).to(device)  # the other one serves others, on the CPU
     prepare = open_space(teacher.space).forward
-    if isinstance(spec.what, Distilled):
+    if not isinstance(spec.what, Real):
         back = open_space(spec.space).inverse
         same = teacher.space == spec.space
         forward, prepare = prepare, lambda x: x if same else forward(back(x))

@@ -1,6 +1,8 @@
 """Expert trajectories: their store, their training, and sources of networks."""
 
 from potstill.experts.imports import Import, ImportedExpert, import_experts
+from potstill.experts.network_pool import NetworkPool, Paths, PathSpec, Starts, pool_tasks
+from potstill.experts.paths import NetworkPath, Walker
 from potstill.experts.pools import KIND, Pool, find_pool, pool_name, pools, remove_pool
 from potstill.experts.source import Draw, Fresh, NetworkSource, Trajectories, check_window
 from potstill.experts.store import Trajectory, write_trajectory
@@ -20,16 +22,23 @@ __all__ = [
     "Fresh",
     "Import",
     "ImportedExpert",
+    "NetworkPath",
+    "NetworkPool",
     "NetworkSource",
+    "PathSpec",
+    "Paths",
     "Pool",
+    "Starts",
     "Trajectories",
     "Trajectory",
+    "Walker",
     "check_window",
     "epochs_of",
     "expert_tasks",
     "find_pool",
     "import_experts",
     "pool_name",
+    "pool_tasks",
     "pools",
     "remove_pool",
     "train_expert",

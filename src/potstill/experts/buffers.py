@@ -6,10 +6,6 @@ of tensors in the order of `net.parameters()`. Cazenavette et al., CVPR 2022 (ar
 
 from __future__ import annotations
 
-import pickle
-import re
-import warnings
-import zipfile
 from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
@@ -19,6 +15,7 @@ import torch
 from torch import Tensor
 
 from potstill.core.errors import InputError
+from potstill.core.torchfile import kind_of, read_torch
 from potstill.nets import FlatNet
 
 
@@ -34,15 +31,15 @@ def read_buffer(file: Path, net: FlatNet, name: str) -> Iterator[Tensor]:
         InputError: for a file that is damaged or asks for more than tensors, or anything in it
             that is not a snapshot of the network; names the first such place.
     """
-    experts = _load(file)
+    experts = read_torch(file)
     if not isinstance(experts, (list, tuple)) or not experts:
-        raise InputError(f"{file} must hold a list of experts, not {_kind(experts)}.")
+        raise InputError(f"{file} must hold a list of experts, not {kind_of(experts)}.")
     for k, snapshots in enumerate(experts):
         where = f"{file}, expert {k}"
         if not isinstance(snapshots, (list, tuple)) or len(snapshots) < 2:
             raise InputError(
                 f"{where} must be a list of at least 2 snapshots (before and after epoch 1), not "
-                f"{_kind(snapshots)}."
+                f"{kind_of(snapshots)}."
             )
         rows = torch.empty(len(snapshots), net.numel)
         for epoch, tensors in enumerate(snapshots):
@@ -55,35 +52,14 @@ def read_buffer(file: Path, net: FlatNet, name: str) -> Iterator[Tensor]:
         yield rows
 
 
-def _load(file: Path) -> Any:
-    """Read a file of torch.save; nothing in it is run."""
-    try:
-        mapped = zipfile.is_zipfile(file)  # the old format cannot be mapped into memory
-        if mapped:
-            with zipfile.ZipFile(file) as archive:  # torch checks no sums
-                if part := archive.testzip():
-                    raise ValueError(f"{part} is altered")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on pickles that it refuses a moment later
-            return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
-    except Exception as error:  # torch, pickle and zip raise many kinds for damaged files
-        asked = re.search(r"GLOBAL ([\w.]+\w)", str(error))
-        if isinstance(error, pickle.UnpicklingError) and asked:
-            raise InputError(
-                f"{file} asks for {asked[1]}; only lists of plain tensors are read, because "
-                "anything else may run code of whoever made the file."
-            ) from error
-        raise InputError(f"{file} is damaged or not a file of torch.save.") from error
-
-
 def _check(tensors: Any, net: FlatNet, name: str, where: str) -> None:
     """Refuse a snapshot that is not the parameters of the network."""
     if not isinstance(tensors, (list, tuple)):
-        raise InputError(f"{where} must be a list of tensors, not {_kind(tensors)}.")
+        raise InputError(f"{where} must be a list of tensors, not {kind_of(tensors)}.")
     wanted = zip(net.names, net.shapes, strict=True)
     for k, (want, found) in enumerate(zip_longest(wanted, tensors)):
         if found is not None and not isinstance(found, Tensor):
-            raise InputError(f"{where}: parameter {k} must be a tensor, not {_kind(found)}.")
+            raise InputError(f"{where}: parameter {k} must be a tensor, not {kind_of(found)}.")
         if found is None or want is None or found.shape != want[1]:
             expected = "nothing" if want is None else f"{want[0]} {list(want[1])}"
             has = "nothing" if found is None else list(found.shape)
@@ -97,8 +73,3 @@ def _check(tensors: Any, net: FlatNet, name: str, where: str) -> None:
             raise InputError(
                 f"{where}: parameter {k} is not a plain tensor that holds its numbers."
             )
-
-
-def _kind(thing: Any) -> str:
-    name = type(thing).__name__
-    return f"a {name} of {len(thing)}" if isinstance(thing, (list, tuple, dict)) else f"a {name}"

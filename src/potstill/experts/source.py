@@ -13,7 +13,7 @@ from torch import Tensor
 from potstill.core.errors import InputError
 from potstill.core.keys import generator
 from potstill.experts.store import Trajectory
-from potstill.nets import NetSpec, flat
+from potstill.nets import FlatNet, NetSpec, flat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +83,12 @@ class Fresh:
     classes: int
 
     def draw(self, seed: int, it: int) -> Draw:
-        """Return the network of number `it`."""
-        net = flat(
+        """Return the weights of network `it`."""
+        return Draw(theta=self.net(seed, it).theta0, target=None, expert=0, epoch=0)
+
+    def net(self, seed: int, it: int) -> FlatNet:
+        """Return network `it` itself."""
+        return flat(
             self.spec,
             channels=self.channels,
             size=self.size,
@@ -92,7 +96,6 @@ class Fresh:
             seed=seed,
             key=("fresh", it),
         )
-        return Draw(theta=net.theta0, target=None, expert=0, epoch=0)
 
 
 def check_window(*, start_epochs: int, span: int, epochs: int) -> None:

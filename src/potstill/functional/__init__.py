@@ -2,11 +2,11 @@
 
 from potstill.functional.losses import ce, soft_ce
 from potstill.functional.optim import SGD, Adam
-from potstill.functional.schedule import Segment, TrainSpec, mtt_segments
+from potstill.functional.schedule import Segment, TrainSpec, idc_segments, mtt_segments
 from potstill.functional.sharpness import GSAM
 from potstill.functional.steps import augmented, training_loss
 from potstill.functional.strategy import choose_strategy, graph_bytes
-from potstill.functional.train import accuracy, fit, predict
+from potstill.functional.train import accuracy, fit, predict, take_steps
 from potstill.functional.unroll import Batch, run_prefix, unroll
 
 __all__ = [
@@ -22,10 +22,12 @@ __all__ = [
     "choose_strategy",
     "fit",
     "graph_bytes",
+    "idc_segments",
     "mtt_segments",
     "predict",
     "run_prefix",
     "soft_ce",
+    "take_steps",
     "training_loss",
     "unroll",
 ]

@@ -1,7 +1,6 @@
 """Which images a step takes: epochs of all images, or class-balanced draws as of RaT-BPTT.
 
-Source of the latter: Feng, Vedantam, Kempe, ICLR 2024 (arXiv 2311.07025). Differs: the class of an
-image with learned labels is its likeliest one; the original takes it from the image's place.
+Source of the latter: Feng, Vedantam, Kempe, ICLR 2024 (arXiv 2311.07025).
 """
 
 from __future__ import annotations
@@ -17,11 +16,16 @@ Sampler = Callable[[torch.Generator], Sequence[Tensor]]
 """From a generator to the rows of each batch of one epoch, int64 on the CPU."""
 
 
-def sampler(targets: Tensor, spec: TrainSpec) -> Sampler:
-    """Return how the epochs of a training on these targets (int64 [N] or [N, K]) are drawn."""
+def sampler(targets: Tensor, spec: TrainSpec, places: Tensor | None = None) -> Sampler:
+    """Return how the epochs of a training on these targets (int64 [N] or [N, K]) are drawn.
+
+    `places` is the class of each image, int64 [N]; by default its target, or the likeliest one.
+    """
     if spec.balanced is None:
         return lambda chance: torch.randperm(len(targets), generator=chance).split(spec.batch)
-    table = members((targets.argmax(1) if targets.is_floating_point() else targets).cpu())
+    if places is None:
+        places = targets.argmax(1) if targets.is_floating_point() else targets
+    table = members(places.cpu())
     classes, images = spec.batch // spec.balanced, spec.balanced
     return lambda g: (balanced_rows(table, classes=classes, images=images, generator=g),)
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from potstill.augment import DSA, Policy
+from potstill.augment import DSA, CutMix, Policy
 from potstill.core.errors import InputError, unknown
 from potstill.core.spec import record
 from potstill.functional.optim import SGD, Adam
@@ -46,7 +46,8 @@ class TrainSpec:
     batch of an epoch may be smaller; balanced: None for epochs that see each image once, else an
     epoch is one step, on so many images of each of batch / balanced classes that are drawn anew
     (see `functional.sampling`); loss: "ce" takes class numbers, "soft_ce" probabilities; augment:
-    applied to every batch, or None; sharpness: see `GSAM`, or None.
+    applied to every batch, or None; sharpness: see `GSAM`, or None; mix: what mixes augmented
+    images and their targets, class numbers too, or None.
 
     Raises:
         InputError: for an lr of at most 0, a batch below 1 or no multiple of `balanced`, no
@@ -61,6 +62,7 @@ class TrainSpec:
     augment: Policy | None = field(default_factory=DSA)
     sharpness: GSAM | None = None
     balanced: int | None = None
+    mix: CutMix | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.lr < math.inf:
@@ -102,3 +104,15 @@ def mtt_segments(epochs: int = 1000) -> tuple[Segment, ...]:
     first = epochs // 2 + 2
     parts = ((min(first, epochs + 1), 1.0), (epochs + 1 - first, 0.1))
     return tuple(Segment(epochs=n, lr_scale=scale) for n, scale in parts if n > 0)
+
+
+def idc_segments(epochs: int = 1000) -> tuple[Segment, ...]:
+    """Return the schedule of IDC: a fifth of the step size at 2/3 and again at 5/6 of the epochs.
+
+    The optimizer is carried on.
+
+    Source: Kim et al., ICML 2022, arXiv:2205.14959.
+    """
+    first, second = epochs * 2 // 3, epochs * 5 // 6
+    parts = ((first, 1.0), (second - first, 0.2), (epochs - second, 0.04))
+    return tuple(Segment(epochs=n, lr_scale=lr, optimizer="carried") for n, lr in parts if n > 0)

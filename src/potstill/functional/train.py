@@ -5,9 +5,8 @@ Nothing here is differentiated through; see `potstill.functional.unroll` for tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,14 +16,13 @@ from potstill.core.compute import Compute
 from potstill.core.errors import InputError
 from potstill.core.threads import using_threads
 from potstill.data import Pixels
-from potstill.functional.kernels import gradient, logits
-from potstill.functional.losses import ce, soft_ce
+from potstill.functional.advance import Job, Prepare, advance, as_input
+from potstill.functional.kernels import logits
 from potstill.functional.optim import State
-from potstill.functional.sampling import Sampler, sampler
+from potstill.functional.sampling import sampler
 from potstill.functional.schedule import TrainSpec
 from potstill.nets.flat import FlatNet
 
-Prepare = Callable[[Tensor], Tensor]
 OnEpoch = Callable[[int, Tensor, float], None]
 
 
@@ -37,6 +35,7 @@ def fit(
     *,
     seed: int,
     key: tuple[str | int, ...] = (),
+    places: Tensor | None = None,
     prepare: Prepare | None = None,
     on_epoch: OnEpoch | None = None,
     compute: Compute | None = None,
@@ -55,8 +54,8 @@ def fit(
             CPU, from where batches then come.
         targets: class numbers int64 [N] for "ce", probabilities [N, K] for "soft_ce".
         spec: see `TrainSpec`.
-        seed: of the training.
-        key: names the training among others with the same seed.
+        seed, key: of the training; `key` names it among others with the same seed.
+        places: class of each image, int64 [N], for class-balanced batches; by default its target's.
         prepare: applied to each batch before augmentation, e.g. a normaliser's `forward`.
         on_epoch: called as (epoch index, theta, mean loss) after each epoch; theta is never
             overwritten afterwards.
@@ -68,8 +67,8 @@ def fit(
     """
     _check(images, targets, spec, prepare)
     _check_last(net, theta, images, spec, prepare)
-    job = _Job(net, images, targets, spec, prepare, compute)
-    drawn = sampler(targets, spec)
+    job = Job.of(net, theta, images, targets, spec, prepare, compute)
+    drawn = sampler(targets, spec, places)
     theta, state, step, epoch = theta.detach().clone(), (), 0, 0
     with _computing(compute, theta):
         for segment in spec.segments:
@@ -81,67 +80,61 @@ def fit(
                     net.train()
                 with keys.forked(seed, *key, "epoch", epoch, "net", device=theta.device):
                     chance = keys.generator(seed, *key, "epoch", epoch)
-                    theta, state, step, mean = _epoch(job, theta, state, step, lr, drawn, chance)
+                    rows = drawn(chance)
+                    theta, state, step, mean = advance(job, theta, state, step, lr, rows, chance)
                 if on_epoch is not None:
                     on_epoch(epoch, theta, float(mean))
                 epoch += 1
     return theta
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What stays the same during a training."""
-
-    net: FlatNet
-    images: Pixels
-    targets: Tensor
-    spec: TrainSpec
-    prepare: Prepare | None
-    compute: Compute | None
-
-    def batch(self, rows: Tensor, theta: Tensor, chance: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return augmented images and targets of these rows, on theta's device."""
-        index = rows.to(self.images.device, non_blocking=True)
-        pixels = self.images.index_select(0, index).to(theta.device, non_blocking=True)
-        x = _input(pixels, theta, self.prepare)
-        y = self.targets.index_select(0, index.to(theta.device, non_blocking=True))
-        augment = self.spec.augment
-        if augment is not None:
-            c, h, w = x.shape[1:]
-            x = augment.apply(x, augment.sample(len(x), (c, h, w), chance).to(x.device))
-        return x, y
-
-    def gradient(self, theta: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return loss and gradient; see `kernels.gradient`."""
-        full = min(self.spec.batch, len(self.images))
-        loss_of = ce if self.spec.loss == "ce" else soft_ce
-        return gradient(self.net, theta, x, y, loss_of, compute=self.compute, batch=full)
-
-
-def _epoch(
-    job: _Job,
+def take_steps(
+    net: FlatNet,
     theta: Tensor,
     state: State,
+    images: Pixels,
+    targets: Tensor,
+    spec: TrainSpec,
+    batches: Sequence[Tensor],
+    *,
     step: int,
-    lr: Tensor,
-    drawn: Sampler,
-    chance: torch.Generator,
-) -> tuple[Tensor, State, int, Tensor]:
-    """Return theta, state, step count and mean loss (0-dim, not read) after one pass."""
-    spec, net = job.spec, job.net
-    total, count = torch.zeros((), dtype=theta.dtype, device=theta.device), 0
-    for rows in drawn(chance):
-        x, y = job.batch(rows, theta, chance)
-        loss, grad = job.gradient(theta, x, y)
-        if spec.sharpness is not None:
-            with net.keeping_statistics():
-                there = theta + spec.sharpness.perturbation(theta, grad)
-                grad = spec.sharpness.combined(grad, job.gradient(there, x, y)[1])
-        with torch.no_grad():
-            theta, state = spec.optimizer.update(theta, grad, state, lr, step)
-            total += loss * len(rows)
-        step, count = step + 1, count + len(rows)
-    return theta, state, step, total / count
+    seed: int,
+    key: tuple[str | int, ...],
+    lr_scale: float = 1.0,
+    prepare: Prepare | None = None,
+    compute: Compute | None = None,
+) -> tuple[Tensor, State]:
+    """Return weights and optimizer state after one step on the rows of each batch.
+
+    As an epoch of `fit`, on rows that the caller chose: equal arguments give equal bytes.
+
+    Args:
+        net: left in training mode, its running statistics moved on.
+        theta: weights [P] before; not changed.
+        state: of the optimizer; `spec.optimizer.init(theta)` before the first step.
+        images, targets, spec, prepare, compute: as in `fit`; the segments of the spec and its
+            `balanced` are not read.
+        batches: rows of each step, int64, at most `spec.batch` of them.
+        step: steps taken before with this state.
+        seed, key: of augmentation and dropout, which go on through all batches.
+        lr_scale: the step size is so many times `spec.lr`.
+
+    Raises:
+        InputError: as `fit`, or if a batch is empty or larger than that of the spec.
+    """
+    _check(images, targets, spec, prepare)
+    for rows in batches:
+        if not 1 <= len(rows) <= spec.batch:
+            raise InputError(f"A step takes 1 to {spec.batch} images (batch), not {len(rows)}.")
+    net.train()
+    if any(len(rows) == 1 for rows in batches):
+        _check_one(net, theta, images, prepare, "A batch has one image")
+    job = Job.of(net, theta, images, targets, spec, prepare, compute)
+    lr = torch.tensor(spec.lr * lr_scale, dtype=theta.dtype, device=theta.device)
+    with _computing(compute, theta), keys.forked(seed, *key, "net", device=theta.device):
+        chance = keys.generator(seed, *key)
+        theta, state, *_ = advance(job, theta.detach(), state, step, lr, batches, chance)
+    return theta, state
 
 
 def predict(
@@ -166,7 +159,7 @@ def predict(
         raise InputError("There is no image to predict.")
     net.eval()
     with _computing(compute, theta), torch.no_grad():
-        parts = (_input(x.to(theta.device), theta, prepare) for x in images.split(batch))
+        parts = (as_input(x.to(theta.device), theta, prepare) for x in images.split(batch))
         return torch.cat([logits(net, theta, x, compute=compute, batch=batch) for x in parts])
 
 
@@ -183,10 +176,6 @@ def accuracy(
     """Return the fraction of images whose largest logit is at their label; as `predict`."""
     found = predict(net, theta, images, batch=batch, prepare=prepare, compute=compute)
     return float((found.argmax(1) == labels.to(found.device)).double().mean())
-
-
-def _input(pixels: Tensor, theta: Tensor, prepare: Prepare | None) -> Tensor:
-    return (pixels if prepare is None else prepare(pixels)).to(theta.dtype)
 
 
 @contextmanager
@@ -218,13 +207,22 @@ def _check_last(
 ) -> None:
     """Refuse a last batch of one image where batch norm (of 1x1 maps) cannot train on it."""
     net.train()
-    if net.separable or spec.balanced or len(images) % spec.batch != 1:
+    if not spec.balanced and len(images) % spec.batch == 1:
+        told = f"{len(images)} images in batches of {spec.batch} leave a batch of one"
+        _check_one(net, theta, images, prepare, told)
+
+
+def _check_one(
+    net: FlatNet, theta: Tensor, images: Pixels, prepare: Prepare | None, told: str
+) -> None:
+    """Refuse a network that cannot train on one image."""
+    if net.separable:
         return
     try:
         with net.keeping_statistics(), keys.forked(0, "last batch"), torch.no_grad():
-            net(theta, _input(images[:1].to(theta.device), theta, prepare))
+            net(theta, as_input(images[:1].to(theta.device), theta, prepare))
     except ValueError as error:
         raise InputError(
-            f"{len(images)} images in batches of {spec.batch} leave a batch of one, of which batch "
-            "norm can take no statistics in this network; choose another batch or number of images."
+            f"{told}, of which batch norm can take no statistics in this network; choose another "
+            "batch or number of images."
         ) from error

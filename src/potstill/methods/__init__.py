@@ -1,10 +1,20 @@
 """Distillation methods, one file each."""
 
 from potstill.methods import boost as _boost  # noqa: F401 - registers its method
+from potstill.methods import condensation as _condensation  # noqa: F401
 from potstill.methods import coreset as _coreset  # noqa: F401
 from potstill.methods import mtt as _mtt  # noqa: F401
 from potstill.methods import ratbptt as _ratbptt  # noqa: F401
 from potstill.methods import scored as _scored  # noqa: F401
-from potstill.methods.api import METHODS, Context, Loop, Method, Plan, SynthBlock, method_of
+from potstill.methods.api import (
+    METHODS,
+    Context,
+    Loop,
+    Method,
+    Plan,
+    SynthBlock,
+    method_of,
+    name_of,
+)
 
-__all__ = ["METHODS", "Context", "Loop", "Method", "Plan", "SynthBlock", "method_of"]
+__all__ = ["METHODS", "Context", "Loop", "Method", "Plan", "SynthBlock", "method_of", "name_of"]

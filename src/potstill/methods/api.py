@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
@@ -62,6 +62,8 @@ class Plan:
     """How experts and validation checks are trained."""
     memory: int = 4 * 2**30
     """Bytes that one pass of images through the network may keep."""
+    prefix: Literal["float32", "bfloat16"] | None = None
+    """Precision of plain student steps before differentiated ones; None: that of `window`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +80,8 @@ class Context:
     synth: tuple[SynthBlock, ...]
     replacement: bool = False
     """Whether a class with fewer real images than ipc gives images twice."""
+    recorded: bool = False
+    """Whether the run began before: its settings stand, even those that say nothing."""
     nets: NetworkSource | None = None
     done: Done = field(default_factory=dict)
     """Folders of the task phases that were finished before the loop."""
@@ -89,10 +93,14 @@ class Context:
 
 @dataclass(frozen=True, kw_only=True)
 class Loop:
-    """A phase of outer steps of the method itself; `nets` is the source that it draws from."""
+    """A phase of outer steps of the method itself; `nets` is the source that it draws from.
+
+    `opening` returns a line for people from the context and the state before the first step.
+    """
 
     steps: int
     nets: NetworkSource | None = None
+    opening: Callable[[Context, Any], str] | None = None
 
 
 Phase = Tasks | Loop
@@ -113,6 +121,10 @@ class Cost:
     """Images, with repetition, in all differentiated student steps together."""
     window_steps: int = 0
     """Those steps."""
+    compiles: bool = True
+    """Whether they can be compiled."""
+    prefix: bool = False
+    """Whether students make plain steps before those."""
     task_images: int = 0
     """Images, with repetition, that all experts together are trained on."""
     task_steps: int = 0
@@ -172,3 +184,10 @@ def method_of(name: str) -> Any:
     if "base" not in {f.name for f in fields(cls)}:
         raise InputError(f"The method {outer} wraps no other, so {name!r} says nothing.")
     return cls(base=METHODS.get(base)())
+
+
+def name_of(method: Any) -> str:
+    """Return the name by which `method_of` gives a method of this kind; "?" if none does."""
+    own = next((name for name in METHODS.names() if METHODS.get(name) is type(method)), "?")
+    base = getattr(method, "base", None)
+    return own if base is None else f"{own}:{name_of(base)}"

@@ -8,7 +8,8 @@ beta = 0 freezes earlier blocks ("strongly boosted"); a small beta > 0 boosts we
 Source: Feng, Vedantam, Kempe, ICLR 2024 (arXiv 2311.07025), section on boosting.
 
 Differs: there is no released code of it; optimizer and student step size begin anew in each block,
-    and blocks have step sizes of their own rather than updates that are shrunk afterwards.
+    blocks have step sizes of their own rather than updates that are shrunk afterwards, and
+    gradients are cut by the norm of all blocks.
 """
 
 from __future__ import annotations
@@ -69,25 +70,38 @@ class Boost:
     def phases(self, ctx: Context, done: Done) -> Phase | None:
         """Do the base method's tasks, then one loop over all blocks."""
         phase = self.base.phases(self._sized(ctx, 0), done)
-        return replace(phase, steps=phase.steps * self.blocks) if isinstance(phase, Loop) else phase
+        if not isinstance(phase, Loop):
+            return phase
+        opening = phase.opening
+        if opening is not None:
+            first = opening
+            opening = lambda ctx, state: first(self._at(ctx, 0, (), ()), state)  # noqa: E731
+        return replace(phase, steps=phase.steps * self.blocks, opening=opening)
 
     def init(self, ctx: Context) -> Any:
         """Return the base method's state for the first block."""
-        return self.base.init(self._at(ctx, 0, (), ()))
+        return {**self.base.init(self._at(ctx, 0, (), ())), "lrs": ()}
 
     def step(self, ctx: Context, state: Any, it: int) -> tuple[Any, Metrics]:
-        """Take one outer step of the block that is due; a new block begins with a new state."""
+        """Take one outer step of the block that is due; a new block begins with a new state.
+
+        `lrs` in the state are the step sizes of the recipe at the end of finished blocks.
+        """
         stage, place = divmod(it, self.base.iterations)
+        lrs = _lrs(state)
         if stage and not place:
+            lrs = (*lrs, self.base.export(self._of(ctx, stage - 1, state), state).recipe.lr)
             state = self.base.init(self._of(ctx, stage, state))
         state, numbers = self.base.step(self._of(ctx, stage, state), state, it)
-        return state, {**numbers, "block": stage + 1}
+        return {**state, "lrs": lrs}, {**numbers, "block": stage + 1}
 
     def export(self, ctx: Context, state: Any) -> DistilledSet:
-        """Return the union of the blocks made so far; the set knows where each ends."""
+        """Return the union of the blocks made so far; the set knows where each ends, and its lr."""
         stage = len(state["images"]) - 1
         s = self.base.export(self._of(ctx, stage, state), state)
-        return replace(s, origin=replace(s.origin, method=canonical(self)))
+        ends = zip(s.blocks, (*_lrs(state), None), strict=True)
+        blocks = tuple(replace(block, lr=lr) for block, lr in ends)
+        return replace(s, blocks=blocks, origin=replace(s.origin, method=canonical(self)))
 
     def scaled(self, scale: Literal["smoke", "cpu"]) -> Boost:
         """Return the method with the base method at the scale."""
@@ -116,3 +130,8 @@ class Boost:
         """Return a context with as many images as a block's, for formulas."""
         ipc = ctx.ipc // self.blocks
         return replace(ctx, synth=(SynthBlock(ipc=ipc),) * (stage + 1))
+
+
+def _lrs(state: Any) -> tuple[float | None, ...]:
+    """Return the step sizes of finished blocks; unknown (None) in states of earlier versions."""
+    return tuple(state.get("lrs", (None,) * (len(state["images"]) - 1)))

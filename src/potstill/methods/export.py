@@ -7,11 +7,20 @@ from typing import Any
 
 from torch import Tensor
 
-from potstill.artefact import Block, DistilledSet, Hard, Provenance, Soft
+from potstill.artefact import (
+    Block,
+    Decoder,
+    DistilledSet,
+    Hard,
+    Identity,
+    Provenance,
+    Soft,
+)
 from potstill.core.spec import canonical
 from potstill.core.version import __version__
 from potstill.functional import TrainSpec
 from potstill.methods.api import Context
+from potstill.methods.start import labels_of
 
 
 def distilled(
@@ -22,19 +31,22 @@ def distilled(
     targets: Tensor,
     recipe: TrainSpec,
     rows: tuple[int, ...] = (),
+    decode: Decoder | None = None,
 ) -> DistilledSet:
     """Return a set of these images of all blocks; floating targets are soft labels.
 
-    The tensors are copied to the CPU. `rows` are those of real images in the training part.
+    Images with soft labels keep the class of their place. The tensors are copied to the CPU.
+    `rows` are those of real images in the training part.
     """
-    kind = Soft if targets.is_floating_point() else Hard
+    targets = targets.cpu().clone()
     return DistilledSet(
         images=images.cpu().clone(),
-        targets=kind(targets.cpu().clone()),
+        targets=Soft(targets, labels_of(ctx)) if targets.is_floating_point() else Hard(targets),
         space=ctx.space,
         recipe=recipe,
         net=ctx.net_spec,
         classes=ctx.data.classes,
+        decode=decode or Identity(),
         blocks=blocks_of(ctx),
         ref=ctx.data.ref,
         origin=origin_of(ctx, method, rows),

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -33,7 +32,10 @@ from potstill.methods.student import Student
 @record
 @dataclass(frozen=True, kw_only=True)
 class Inner:
-    """How students train on the distilled set."""
+    """How students train on the distilled set.
+
+    Differs: SGD has no momentum and no weight decay by default, the original's .9 and 5e-4.
+    """
 
     optimizer: SGD | Adam = Adam()
     """Optimizer of the student."""
@@ -57,7 +59,7 @@ class Inner:
         if self.window_eps is not None:
             if not isinstance(self.optimizer, Adam):
                 raise InputError(f"inner.window_eps ({self.window_eps!r}) says nothing to SGD.")
-            dataclasses.replace(self.optimizer, eps_mode=self.window_eps)  # knows what is allowed
+            replace(self.optimizer, eps_mode=self.window_eps)  # knows what is allowed
 
     def check(self, ctx: Context) -> None:
         """Refuse steps that want more than the set has."""
@@ -76,12 +78,13 @@ class Inner:
         ctx.net.train()
         inside = self.optimizer
         if self.window_eps is not None and isinstance(inside, Adam):
-            inside = dataclasses.replace(inside, eps_mode=self.window_eps)
+            inside = replace(inside, eps_mode=self.window_eps)
+        loss = partial(training_loss, ctx.net, soft_ce if soft else ce)
+        window = ctx.plan.window.precision
         return Student(
             net=ctx.net,
-            loss=training_loss(
-                ctx.net, soft_ce if soft else ce, precision=ctx.plan.window.precision
-            ),
+            plain=loss(precision=ctx.plan.prefix or window),
+            loss=loss(precision=window),
             before=self.optimizer,
             inside=inside,
             prepare=augmented(self.augment),
@@ -105,7 +108,7 @@ class Inner:
         if self.augment is not None:
             shape = (ctx.data.channels, *ctx.data.size)
             sample = partial(self.augment.sample, classes * images, shape, chance)
-            extras = [sample().to(device) for _ in range(steps)]
+            extras = _on(device, [sample() for _ in range(steps)])
         index = torch.stack(drawn).to(device)
         return [Batch(index=rows, extra=extra) for rows, extra in zip(index, extras, strict=True)]
 
@@ -121,3 +124,10 @@ class Inner:
             loss="soft_ce" if soft else "ce",
             augment=self.augment,
         )
+
+
+def _on(device: torch.device, extras: list[Params]) -> list[Params | None]:
+    """Return the parameters of all steps on a device, to which they go as one tensor."""
+    rows = torch.cat([each.values for each in extras]).to(device)
+    parts = rows.split([len(each.values) for each in extras])
+    return [replace(each, values=part) for each, part in zip(extras, parts, strict=True)]

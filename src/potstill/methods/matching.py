@@ -18,14 +18,13 @@ from torch import Tensor
 
 from potstill.augment import Policy
 from potstill.core.compute import Compute
-from potstill.core.errors import WorkError
 from potstill.experts import Draw
 from potstill.functional import SGD, Batch, unroll
 from potstill.functional.steps import Loss, Prepare
 from potstill.functional.strategy import Strategy
+from potstill.methods.shared import failed_again, gradients, leaves
 
 _LARGEST = math.log(2)  # of the change of log beta in one outer step
-_PATIENCE = 20  # failed outer steps in a row before the run gives up
 _SAFE_EVERY = 50  # outer steps between copies that the NaN guard can go back to
 
 
@@ -109,7 +108,7 @@ def match(
     assert draw.target is not None
     device = torch.device(compute.device)
     theta, target = draw.theta.to(device), draw.target.to(device)
-    blocks = [x.detach().requires_grad_(s > 0) for x, s in zip(images, scales, strict=True)]
+    blocks = leaves(images, scales)
     beta = beta.detach().requires_grad_()
     theta_n = unroll(
         loss,
@@ -124,11 +123,8 @@ def match(
     )
     far, start = (theta_n - target).square().sum(), (theta - target).square().sum()
     distance = far / start
-    free = [x for x in blocks if x.requires_grad]
-    *found, beta_grad = torch.autograd.grad(distance, (*free, beta))
-    rest = iter(found)
-    grads = tuple(next(rest) if x.requires_grad else torch.zeros_like(x) for x in blocks)
-    return Matched(distance.detach().to(beta), grads, beta_grad)
+    *grads, beta_grad = gradients(distance, [*blocks, beta])
+    return Matched(distance.detach().to(beta), tuple(grads), beta_grad)
 
 
 def _moved(batch: Batch, device: torch.device) -> Batch:
@@ -185,9 +181,6 @@ def roll_back(state: State, it: int, *, advice: str) -> State:
     Raises:
         WorkError: after 20 failures in a row; ends with the advice.
     """
-    failed = state["failed"] + 1
-    if failed >= _PATIENCE:
-        raise WorkError(f"{failed} outer steps in a row up to step {it} were not finite; {advice}.")
-    back = at_rest(*state["safe"])
+    failed, back = failed_again(state["failed"], it, advice=advice), at_rest(*state["safe"])
     back["failed"], back["rolled_back"] = failed, state["rolled_back"] + 1
     return back

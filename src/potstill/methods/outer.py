@@ -15,13 +15,13 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
-from potstill.core.errors import InputError, WorkError
+from potstill.core.errors import InputError
 from potstill.core.spec import record
 from potstill.functional import Adam
+from potstill.methods.shared import failed_again
 from potstill.methods.student import Found
 from potstill.methods.windows import Turn, first_turn
 
-_PATIENCE = 20  # skipped outer steps in a row before the run gives up
 _ADAM = Adam()
 
 
@@ -138,7 +138,8 @@ def descend(
     ):
         if rate:
             step = torch.tensor(rate, dtype=torch.float64)
-            value, before = _ADAM.update(value, grad, before, step, state["updates"])
+            moved, before = _ADAM.update(value, grad, before, step, state["updates"])
+            value = moved.to(value.dtype)  # a 0-dim one took the type of the step
         new.append(value)
         moments.append(before)
     n = len(found.images)
@@ -162,9 +163,7 @@ def skipped(state: State, it: int, *, advice: str) -> State:
     Raises:
         WorkError: after 20 such steps in a row; ends with the advice.
     """
-    failed = state["failed"] + 1
-    if failed >= _PATIENCE:
-        raise WorkError(f"{failed} outer steps in a row up to step {it} were not finite; {advice}.")
+    failed = failed_again(state["failed"], it, advice=advice)
     return {**state, "skipped": state["skipped"] + 1, "failed": failed}
 
 

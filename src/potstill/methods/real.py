@@ -8,8 +8,7 @@ by weight are drawn without replacement, anew each outer step.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -19,10 +18,11 @@ from potstill.augment import RAT, Policy
 from potstill.core.errors import InputError, unknown
 from potstill.core.keys import generator, integer
 from potstill.core.spec import record
-from potstill.data import DataSet, Pixels, Space, prepared
+from potstill.data import at_hand
 from potstill.functional import TrainSpec, fit, predict
 from potstill.methods.api import Context
-from potstill.nets import FlatNet, kept_bytes
+from potstill.methods.start import labels_of
+from potstill.methods.work import at_once
 
 WEIGHTS: Mapping[str, Callable[[Tensor, int], Tensor]] = {
     "hard": lambda missed, _: (missed > 0).double(),
@@ -61,22 +61,30 @@ class RealImages:
 
     def size(self, ctx: Context) -> int:
         """Return the images of a batch."""
-        return min(self.batch or _at_once(ctx), len(ctx.data.train))
+        return min(self.batch or at_once(ctx), len(ctx.data.train))
 
     def part(self, ctx: Context) -> int:
         """Return how many images of a batch go through the network at once."""
-        return min(_at_once(ctx), self.size(ctx))
+        return min(at_once(ctx), self.size(ctx))
 
     def counts_at(self, it: int) -> bool:
         """Return whether networks are trained on the set before outer step `it`."""
         return self.sampling != "uniform" and it > 0 and it % self.rescore_every == 0
+
+    def scaled(self, *, smoke: bool, iterations: int) -> RealImages:
+        """Return them with at most the counts of a scale, for so many outer steps."""
+        batch = min(self.batch or 5000, 50 if smoke else 500)
+        if self.sampling == "uniform":
+            return replace(self, batch=batch)
+        every, nets = min(self.rescore_every, max(1, iterations // 4)), min(self.rescore_nets, 2)
+        return replace(self, batch=batch, rescore_every=every, rescore_nets=nets)
 
     def drawn(
         self, ctx: Context, missed: Tensor | None, it: int, task: int, *, like: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return images and labels of a batch on the device and of the type of `like`."""
         rows, chance = self.rows(ctx, missed, it, task), generator(ctx.seed, "augment", it, task)
-        pixels, prepare = _at_hand(ctx.data, ctx.space, like.device)
+        pixels, prepare = at_hand(ctx.data, ctx.space, like.device)
         x = pixels.index_select(0, rows.to(pixels.device)).to(like.device)
         x = (x if prepare is None else prepare(x)).to(like.dtype)
         if self.augment is not None:
@@ -110,7 +118,7 @@ def missed(
     """Return how many of some networks, trained on the set, miss each training image: int16 [n]."""
     assert ctx.nets is not None
     compute, labels = ctx.plan.window, ctx.data.train.labels
-    pixels, prepare = _at_hand(ctx.data, ctx.space, images.device)
+    pixels, prepare = at_hand(ctx.data, ctx.space, images.device)
     count = torch.zeros(len(labels), dtype=torch.int16)
     for k in range(nets):
         theta, key = ctx.nets.draw(integer(ctx.seed, "missed", it), k).theta, ("missed", it, k)
@@ -123,27 +131,9 @@ def missed(
                 spec,
                 seed=ctx.seed,
                 key=key,
+                places=labels_of(ctx),
                 compute=compute,
             )
             logits = predict(ctx.net, theta, pixels, prepare=prepare, compute=compute)
         count += logits.argmax(1).cpu() != labels
     return count
-
-
-@lru_cache(maxsize=1)
-def _at_hand(
-    data: DataSet, space: Space, device: torch.device
-) -> tuple[Pixels, Callable[[Tensor], Tensor] | None]:
-    """Return the training images on the device (if they lie in memory), and what prepares them."""
-    pixels, prepare = prepared(space, data.train.pixels)
-    return pixels.to(device) if isinstance(pixels, Tensor) else pixels, prepare
-
-
-def _at_once(ctx: Context) -> int:
-    """Return how many images fit the memory budget in one pass through the network."""
-    return max(1, ctx.plan.memory // _bytes_of_one(ctx.net, ctx.data.channels, ctx.data.size))
-
-
-@lru_cache(maxsize=8)
-def _bytes_of_one(net: FlatNet, channels: int, size: tuple[int, int]) -> int:
-    return 2 * kept_bytes(net.load(net.theta0), channels, size)

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
+from potstill.artefact import Decoder, MultiFormation
 from potstill.core.errors import InputError
 from potstill.core.keys import generator
 from potstill.coresets import members_of, shuffled
+from potstill.data import DataSet
 from potstill.methods.api import Context
 
 INITS = ("real", "noise", "unit-noise", "cluster")
 """Ways to begin."""
 
 
-def first_images(ctx: Context, init: str) -> tuple[Tensor, ...]:
+def first_images(ctx: Context, init: str, decoder: Decoder | None = None) -> tuple[Tensor, ...]:
     """Return the images [C * ipc, ch, H, W] of each block before the first outer step.
 
     `real`: random normalised training images of the class, none twice in the set (with
     replacement each once before any twice); `noise`: standard normal; `unit-noise`: the same, each
     image scaled to norm 1; `cluster`: unit norm, normal around class means, which are normal and
-    four times as far apart at the nearest as images scatter. A block that brings its images keeps
+    four times as far apart at the nearest as images scatter. With a decoder that cuts images,
+    `real` are mosaics of as many real images as it cuts out. A block that brings its images keeps
     them.
 
     Raises:
@@ -39,8 +44,7 @@ def first_images(ctx: Context, init: str) -> tuple[Tensor, ...]:
             noise = torch.randn(shape, generator=generator(ctx.seed, "noise", k))
             blocks.append(noise if init == "noise" else _of_norm_one(ctx, noise, init))
         else:
-            index = _real(ctx, used, used + block.ipc)
-            blocks.append(ctx.space.forward(ctx.data.train.pixels[index]))
+            blocks.append(ctx.space.forward(_mosaics(ctx, decoder, used, used + block.ipc)))
         used += block.ipc
     return tuple(blocks)
 
@@ -56,16 +60,31 @@ def _of_norm_one(ctx: Context, noise: Tensor, init: str) -> Tensor:
     return (rows / rows.norm(dim=1, keepdim=True)).view_as(noise)
 
 
-def _real(ctx: Context, start: int, stop: int) -> Tensor:
-    """Return the indices of places start .. stop-1 in a random order of each class."""
+def _mosaics(ctx: Context, decoder: Decoder | None, start: int, stop: int) -> Tensor:
+    """Return pictures of places start .. stop-1 in a random order of each class, or their mosaics.
+
+    A mosaic takes the pictures of as many places as it has cells; where a class has too few, each
+    is taken once before any twice.
+    """
     train, classes = ctx.data.train, ctx.data.classes
-    found = members_of(train, [stop] * len(classes), replacement=ctx.replacement, classes=classes)
-    return torch.cat(
-        [
-            shuffled(members, stop, chance=generator(ctx.seed, "first images", label))[start:]
-            for label, members in enumerate(found)
-        ]
-    )
+    cells = decoder.cells if isinstance(decoder, MultiFormation) else 1
+    counts = [stop * cells] * len(classes)
+    again = ctx.replacement or cells > 1
+    found = members_of(train, counts, replacement=again, classes=classes)
+    parts = []
+    for label, members in enumerate(found):
+        order = shuffled(members, stop * cells, chance=generator(ctx.seed, "first images", label))
+        pictures = train.pixels[order[start * cells :]]
+        parts.append(decoder.mosaic(pictures) if isinstance(decoder, MultiFormation) else pictures)
+    return torch.cat(parts)
+
+
+@lru_cache(maxsize=2)
+def class_rows(data: DataSet) -> tuple[Tensor, ...]:
+    """Return the training rows of each class, int64, ascending."""
+    labels = data.train.labels
+    counts = torch.bincount(labels, minlength=data.n_classes).tolist()
+    return tuple(labels.argsort(stable=True).split(counts))
 
 
 def labels_of(ctx: Context) -> Tensor:

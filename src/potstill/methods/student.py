@@ -22,6 +22,7 @@ from potstill.functional.kernels import gradient
 from potstill.functional.optim import Bars, Optimizer, State
 from potstill.functional.steps import Loss, Prepare
 from potstill.functional.strategy import Strategy
+from potstill.methods.shared import gradients, leaves
 from potstill.nets import FlatNet
 
 
@@ -39,7 +40,10 @@ class Student:
     """How students are trained, and how their outer loss is computed."""
 
     net: FlatNet
+    plain: Loss
+    """Loss of the plain steps."""
     loss: Loss
+    """Loss of the differentiated steps."""
     before: SGD | Adam
     """Optimizer of the plain steps."""
     inside: SGD | Adam
@@ -69,14 +73,12 @@ def meta_gradient(
     floating and then learned. A block whose scale is 0 is frozen: nothing is differentiated by it.
     """
     soft = targets[0].is_floating_point()
-    blocks = [x.detach().requires_grad_(s > 0) for x, s in zip(images, scales, strict=True)]
-    labels = [y.detach() for y in targets]
-    if soft:
-        labels = [y.requires_grad_(s > 0) for y, s in zip(labels, scales, strict=True)]
+    blocks = leaves(images, scales)
+    labels = leaves(targets, scales if soft else [0] * len(targets))
     lr = lr.detach().requires_grad_()
     data = torch.cat(blocks), torch.cat(labels)
     theta, state = run_prefix(
-        student.loss,
+        student.plain,
         theta,
         tuple(each.detach() for each in data),
         lr.detach(),
@@ -99,12 +101,9 @@ def meta_gradient(
         compiled=student.compute.compiled,
     )
     loss, bar = outer_gradient(student, theta.detach(), *real)
-    leaves = [*blocks, *(labels if soft else ()), lr]
-    free = [each for each in leaves if each.requires_grad]
-    bars = iter(torch.autograd.grad(theta, free, bar, allow_unused=True, materialize_grads=True))
-    grads = [next(bars) if each.requires_grad else torch.zeros_like(each) for each in leaves]
+    grads = gradients(theta, [*blocks, *(labels if soft else ()), lr], bar)
     n = len(blocks)
-    return Found(loss, tuple(grads[:n]), tuple(grads[n:-1]), grads[-1] * lr.detach())
+    return Found(loss, grads[:n], grads[n:-1], grads[-1] * lr.detach())
 
 
 def outer_gradient(student: Student, theta: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -133,7 +132,7 @@ def gradient_norms(
     """Return the norms of the gradients of plain steps from theta, one a batch [steps]."""
     watch = _Watch(student.before, [])
     run_prefix(
-        student.loss,
+        student.plain,
         theta,
         data,
         lr,

@@ -4,14 +4,15 @@ A student makes `start` plain steps and then `length` differentiated ones. A pla
 anew every turn: every epoch of real data, or every outer step.
 
 Sources: Feng, Vedantam, Kempe, ICLR 2024 (arXiv 2311.07025), and the options of its code; the start
-guided by gradient norms: AT-BPTT (arXiv 2510.04838).
+guided by gradient norms: AT-BPTT (arXiv 2510.04838). Differs: no placement stops a run early; the
+original stops windows that do not move at a plateau.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, TypedDict
 
 import torch
@@ -34,7 +35,7 @@ class Window:
     length: int = 60
     """M: differentiated steps."""
     total: int = 200
-    """T: the most steps of a student, those before the window included."""
+    """T: the most steps of a student, those before the window included; `zero` has no use of it."""
     place: str = "random"
     """random, fixed (at the end), moving, zero (at the beginning), random-length, adaptive."""
     redraw: Literal["epoch", "step"] = "epoch"
@@ -63,6 +64,17 @@ class Window:
     def last(self) -> int:
         """Return the last possible start, T - M."""
         return self.total - self.length
+
+    def within(self, length: int, total: int) -> Window:
+        """Return the window with at most so many steps."""
+        length, total = min(self.length, length), min(self.total, total)
+        return replace(self, length=length, total=total, least=min(self.least, total - length))
+
+    @property
+    def constant(self) -> bool:
+        """Return whether all turns have the same window."""
+        how = PLACEMENTS.get(self.place)
+        return not (how.free or how.grows)
 
     @property
     def longest(self) -> int:
@@ -168,7 +180,7 @@ def _adaptive(window: Window, _: dict[str, Any], chance: torch.Generator, norms:
     Differs: of the three stages of AT-BPTT only the start of the first, among starts whose window
     ends by T; the window keeps its length.
     """
-    found = norms(window.last + 1)[window.least :].double()
+    found = norms(window.last + 1)[window.least :].double().cpu()
     chances = (found - found.max()).exp().nan_to_num(1.0)
     return Placed(
         window.least + int(torch.multinomial(chances, 1, generator=chance)), window.length

@@ -1,8 +1,12 @@
-"""What the experts of a method cost, and advice about them."""
+"""What the work of a method costs, and advice about it."""
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from potstill.experts import ExpertPlan
+from potstill.methods.api import Context
+from potstill.nets import FlatNet, kept_bytes
 
 
 def expert_work(plan: ExpertPlan, images: int) -> tuple[int, int]:
@@ -27,3 +31,13 @@ def expert_advice(plan: ExpertPlan, images: int) -> tuple[str, ...]:
         f"Note: an epoch of an expert is only {steps} step{'' if steps == 1 else 's'} of "
         f"{plan.batch} images; try --method.experts.batch {batch}.",
     )
+
+
+def at_once(ctx: Context) -> int:
+    """Return how many images fit the memory budget in one pass through the network."""
+    return max(1, ctx.plan.memory // _bytes_of_one(ctx.net, ctx.data.channels, ctx.data.size))
+
+
+@lru_cache(maxsize=8)
+def _bytes_of_one(net: FlatNet, channels: int, size: tuple[int, int]) -> int:
+    return 2 * kept_bytes(net.load(net.theta0), channels, size)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from potstill.core.errors import InputError
+from potstill.nets.hidden import features
 
 _KNOWN = ("potstill.nets.", "torch.nn.modules.")
 
@@ -59,7 +60,21 @@ class FlatNet:
 
     def run(self, theta: Tensor, statistics: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """Return the output with these running statistics, which train mode updates in place."""
-        return functional_call(self._module, {**self.views(theta), **statistics}, (x,))
+        return self.applied(self.views(theta), statistics, x)
+
+    def applied(
+        self, weights: Mapping[str, Tensor], statistics: Mapping[str, Tensor], x: Tensor
+    ) -> Tensor:
+        """Return the output with these weights, named as in `views`; else as `run`."""
+        return functional_call(self._module, {**weights, **statistics}, (x,))
+
+    def features(self, theta: Tensor, x: Tensor) -> Tensor:
+        """Return the input [B, D] of the last linear layer for images x [B, C, H, W].
+
+        Raises:
+            InputError: if there is no linear layer.
+        """
+        return features(self._module, lambda images: self(theta, images), x, name="The network")
 
     def statistics(self, theta: Tensor) -> dict[str, Tensor]:
         """Return the running statistics themselves, on theta's device and in its type."""

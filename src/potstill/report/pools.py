@@ -85,6 +85,7 @@ def _training(pool: Pool, facts: dict[str, Any]) -> str:
     parts += [f"decay {own.weight_decay:g}"] if own.weight_decay else []
     parts += [f"GSAM {gsam.rho:g} / {gsam.alpha:g}"] if gsam is not None else []
     parts += [f"batch {train.batch}", *([] if train.augment else ["not augmented"])]
+    parts += [f"CutMix {train.mix.prob:g}"] if train.mix is not None else []
     compute = getattr(pool.spec, "compute", None)
     parts += [] if compute is None else [compute.describe()]
     return ", ".join(parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import torch
 
@@ -11,7 +12,8 @@ from potstill.core.errors import InputError
 from potstill.core.store import Store
 from potstill.data import DataSet, make_space
 from potstill.functional import choose_strategy
-from potstill.methods.api import Context, Cost, Plan, SynthBlock
+from potstill.methods.api import Context, Cost, Plan, SynthBlock, name_of
+from potstill.methods.boost import Boost
 from potstill.nets import describe, flat, flops
 from potstill.run.config import Run, resolved
 
@@ -27,10 +29,12 @@ def preflight(
     *,
     store: Store | None = None,
     workers: int = 1,
+    recorded: bool = False,
 ) -> tuple[Context, Cost]:
     """Check a run against its data and resolve its plan, before anything costs time.
 
-    A plan that is given (of a run that is resumed) stands as it is.
+    A plan that is given (of a run that is resumed) stands as it is, and so do the settings of a
+    `recorded` run, or one with a plan, where a new run with settings of no effect is refused.
 
     Raises:
         InputError: for settings that cannot work.
@@ -61,6 +65,7 @@ def preflight(
         plan=plan or until_the_cost_is_known,
         synth=(SynthBlock(ipc=run.ipc),),
         replacement=run.replacement,
+        recorded=recorded or plan is not None,
         store=store,
     )
     run.method.check(ctx)
@@ -68,7 +73,7 @@ def preflight(
     if run.strategy != "auto" and not cost.graph_bytes:
         raise InputError(
             f"strategy {run.strategy!r} is for methods with an unrolled gradient; "
-            f"{type(run.method).__name__.lower()} has none."
+            f"{name_of(run.method)} has none."
         )
     if plan is None:
         ctx = replace(ctx, plan=resolve(run, ctx, cost, workers=workers))
@@ -84,8 +89,12 @@ def _check_counts(run: Run, data: DataSet) -> None:
             f"ipc {run.ipc} is larger than class {data.classes[smallest]!r}, which has {count} "
             "training images (a part is kept for validation); lower ipc or add --replacement."
         )
+    if run.select_every and isinstance(run.method, Boost):
+        raise InputError(
+            "select_every is not for boost: its checks would choose among sets of different sizes."
+        )
     if run.select_every and not hasattr(run.method, "iterations"):
-        name = type(run.method).__name__.lower()
+        name = name_of(run.method)
         raise InputError(
             f"select_every is for methods that improve their images step by step; {name} does not."
         )
@@ -99,7 +108,7 @@ def plan_lines(
     ctx, cost = preflight(run, data, store=store, workers=workers)
     return [
         plan_line(run, ctx, cost),
-        *([_gradient_line(ctx.plan.memory, cost)] if cost.graph_bytes else []),
+        *([_gradient_line(run.budget, cost)] if cost.graph_bytes else []),
         *cost.notes,
     ]
 
@@ -117,8 +126,15 @@ def plan_line(run: Run, ctx: Context, cost: Cost) -> str:
     """Return data, network, plan and disk of a run in one line."""
     plan = ctx.plan
     need = cost.graph_bytes if plan.strategy == "graph" else cost.adjoint_bytes
+    other = plan.prefix if plan.prefix != plan.window.precision else None
+    before = f", plain steps before it in {other}" if other else ""
+    how = f"({need / 2**20:.0f} MiB), {plan.window.describe()}{before}"
     parts = [
-        (need, f"gradient {plan.strategy} ({need / 2**20:.0f} MiB), {plan.window.describe()}"),
+        (need, f"gradient {plan.strategy} {how}"),
+        (
+            cost.window_images and not need,
+            f"image steps {plan.window.describe()}, networks {plan.tasks.describe()}",
+        ),
         (cost.disk_bytes or run.select_every, f"experts and checks {plan.tasks.describe()}"),
         (cost.disk_bytes, f"experts on disk {cost.disk_bytes / 2**20:.0f} MiB"),
     ]
@@ -151,20 +167,40 @@ def resolve(run: Run, ctx: Context, cost: Cost, *, workers: int = 1) -> Plan:
         steps=cost.task_steps,
         compiles=compiles,
     )
-    if not cost.graph_bytes:  # outer steps that differentiate nothing, on the CPU
+    if not cost.window_images:  # outer steps that differentiate nothing, on the CPU
         window = Compute(threads=run.threads or torch.get_num_threads())
         return Plan(strategy="adjoint", window=window, tasks=tasks, memory=run.budget)
+    if run.compile == "on" and not cost.compiles:
+        raise InputError(f"The outer steps of {name_of(run.method)} cannot be compiled.")
     window = choose(
         replace(run.wish, compile="off") if run.strategy == "graph" else run.wish,
         order=2,
         flops=work,
         images=cost.window_images,
         steps=cost.window_steps,
-        compiles=compiles,
+        compiles=compiles and cost.compiles,
     )
     strategy = choose_strategy(run.strategy, predicted=cost.graph_bytes, budget=run.budget)
     free = run.strategy == "auto" and run.compile == "auto" and window.device == "cpu"
     if free and strategy == "graph" and work > GRAPH_FLOPS:
         window = replace(window, compiled=False)
     strategy = "adjoint" if window.compiled else strategy
-    return Plan(strategy=strategy, window=window, tasks=tasks, memory=run.budget)
+    return Plan(
+        strategy=strategy,
+        window=window,
+        tasks=tasks,
+        memory=_left(run.budget, cost, strategy),
+        prefix=_prefix(run, window) if cost.prefix else None,
+    )
+
+
+def _left(budget: int, cost: Cost, strategy: str) -> int:
+    """Return what the gradient's own bytes leave of a budget, at least an eighth."""
+    own = cost.graph_bytes if strategy == "graph" else cost.adjoint_bytes
+    return max(budget - own, budget // 8)
+
+
+def _prefix(run: Run, window: Compute) -> Literal["float32", "bfloat16"]:
+    """Return the precision of plain steps that are computed as the window is."""
+    as_it = replace(run.wish, compile="on" if window.compiled else "off")
+    return choose(as_it, order=1, flops=0, images=0, steps=0).precision

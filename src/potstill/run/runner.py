@@ -149,6 +149,8 @@ def _loop(
     else:
         it, state, best = 0, run.method.init(ctx), None
     it, state = ctx.ranks.first(lambda: (it, state))
+    if loop.opening is not None and not it:
+        report.say(loop.opening(ctx, state))
     metrics = Metrics(out / "metrics.jsonl", keep_before=it)
 
     def checkpoint() -> None:

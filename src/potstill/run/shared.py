@@ -12,7 +12,7 @@ from potstill.core.errors import InputError
 from potstill.core.threads import using_threads
 from potstill.data import DataSet
 from potstill.engine import Tasks, joined, take_gpu
-from potstill.methods.api import Context, Cost, Plan
+from potstill.methods.api import Context, Cost, Plan, name_of
 from potstill.run.config import Run, Where, open_run_data, resolved
 from potstill.run.folder import check_machine, made, occupied, plan_of, resume_line
 from potstill.run.plan import preflight
@@ -59,7 +59,7 @@ def _check_here(run: Run, ctx: Context, cost: Cost, out: Path) -> None:
     """Refuse processes that do not divide the tasks, and a machine that cannot follow the plan."""
     world, tasks = ctx.ranks.world, cost.shares
     if tasks % world:
-        name = type(run.method).__name__.lower()
+        name = name_of(run.method)
         raise InputError(
             f"{world} processes cannot share an outer step of {name}, which has {tasks} "
             f"task{'s' * (tasks > 1)}: their number must divide that of the tasks."

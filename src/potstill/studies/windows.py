@@ -65,6 +65,7 @@ def studied(name: str, method: Any, ctx: Context, s: DistilledSet | None) -> Stu
         each = [(block.stop - block.start) // len(s.classes) for block in s.blocks]
         ctx = replace(ctx, synth=tuple(SynthBlock(ipc=ipc) for ipc in each))
     phase = method.phases(ctx, {})
+    ctx = replace(ctx, plan=replace(ctx.plan, prefix=None))  # windows of any start compare
     ctx = replace(ctx, nets=getattr(phase, "nets", None))
     state = method.init(ctx)
     if s is not None:
@@ -90,7 +91,8 @@ def windowed(method: Any, length: int | None, total: int | None) -> Any:
     window = getattr(method, "window", None)
     if window is None:
         raise InputError(f"{type(method).__name__.lower()} has no window to be set.")
-    length, total = length or window.length, total or window.total
+    length = window.length if length is None else length
+    total = window.total if total is None else total
     least = min(window.least, max(0, total - length))
     return replace(method, window=replace(window, length=length, total=total, least=least))
 

@@ -1,0 +1,136 @@
+"""Settings of gradient matching, and what is wrong with some of them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from potstill.artefact import Identity, MultiFormation
+from potstill.augment import Policy
+from potstill.core.errors import InputError, unknown
+from potstill.core.spec import record
+from potstill.data import Space
+from potstill.experts import NetworkPath, NetworkPool
+from potstill.functional.matched import DISTANCES, LAYERS
+
+
+@record
+@dataclass(frozen=True, kw_only=True)
+class Match:
+    """What is matched, and how far apart two of it are."""
+
+    of: Literal["gradients", "features"] = "gradients"
+    """gradients of the mean loss, or the mean input of the classifier (features)."""
+    layers: Literal["conv", "weights", "all"] = "conv"
+    """Weights whose gradients count: convolutions, these and linear layers (weights), all."""
+    distance: Literal["mse", "l1", "l1_mean", "cos", "cos_all"] = "mse"
+    """Summed squares (mse), sum of absolute differences (l1), these as means over what feeds an
+    output (l1_mean), 1 - cosine for each output (cos) or for all weights as one vector."""
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("of", ("gradients", "features")),
+            ("layers", tuple(LAYERS)),
+            ("distance", tuple(DISTANCES)),
+        ):
+            if getattr(self, name) not in allowed:
+                raise unknown(f"match.{name}", getattr(self, name), allowed)
+        if self.of == "features" and (self.layers, self.distance) != ("conv", "mse"):
+            raise InputError("Features are matched by mse; match.layers has no effect on them.")
+
+
+@record
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the presets of gradient matching have in common."""
+
+    networks: int
+    """Networks, one after another (the published outer iterations)."""
+    matches: int
+    """Image steps with each network."""
+    match: Match
+    """What is matched."""
+    batch_real: int
+    """Real images of a class in one matching."""
+    batch_syn: int | None = None
+    """Most distilled (decoded) images of a class in one, drawn at random; none: all."""
+    lr_img: float
+    """Step size of the images."""
+    momentum: float = 0.5
+    """Momentum of the images."""
+    turns: Literal["joint", "sequential"] = "joint"
+    """One image step for all classes, or one after each class (with their momentum in common)."""
+    pixels: Literal["model", "raw"] = "model"
+    """What moves: normalised values as the model sees them, or raw pixels, cut to [0, 1] whenever a
+    new network begins."""
+    image_init: Literal["real", "noise"] = "real"
+    """First images: real ones (mosaics of them if there is a factor), or noise."""
+    factor: int = 1
+    """Images cut out of each stored image, a side: 2 = 4 images."""
+    decoder: Literal["single", "multi", "bound"] = "single"
+    """Cut at this factor, at all up to it, or so that a class has at most 128 images (bound)."""
+    augment: Policy | None
+    """Augmentation of real and distilled images, one draw for both."""
+    path: NetworkPath
+    """How networks move on, on real images."""
+    pool: NetworkPool = NetworkPool()
+    """Networks kept in the store instead of new ones."""
+    inner_epochs: int = 0
+    """Epochs of the distilled set that a network is trained on after each image step but its last.
+    """
+    inner_batch: int = 256
+    """Distilled images a step of these."""
+    inner_lr: float = 0.01
+    """Step size of these."""
+    inner_augment: Policy | None = None
+    """Augmentation of these."""
+    settle: int = 0
+    """Real images of each class that set the statistics of batch norms, which then stay during a
+    matching; 0 = each batch has its own."""
+    evaluation_epochs: int = 1000
+    """Nominal epochs of training on the set."""
+
+    def __post_init__(self) -> None:
+        least = {"networks": 1, "matches": 1, "batch_real": 1, "factor": 1, "inner_epochs": 0}
+        least |= {"inner_batch": 1, "settle": 0, "evaluation_epochs": 1}
+        least |= {"batch_syn": 1} if self.batch_syn is not None else {}
+        for name, low in least.items():
+            if getattr(self, name) < low:
+                raise InputError(f"{name} must be at least {low}, not {getattr(self, name)}.")
+        for name in ("lr_img", "inner_lr"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(f"{name} must be above 0, not {getattr(self, name)}.")
+        if not 0 <= self.momentum < 1:
+            raise InputError(f"momentum must lie in [0, 1), not {self.momentum}.")
+        for name, allowed in (
+            ("turns", ("joint", "sequential")),
+            ("pixels", ("model", "raw")),
+            ("image_init", ("real", "noise")),
+            ("decoder", ("single", "multi", "bound")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise unknown(name, getattr(self, name), allowed)
+        if self.factor == 1 and self.decoder != "single":
+            raise InputError(f"The decoder {self.decoder!r} needs a factor of at least 2.")
+        if self.inner_epochs and (self.path.images or self.path.early or self.pool.size):
+            raise InputError(
+                "Networks are trained on the distilled set (inner_epochs) or on real images (path, "
+                "pool), not on both."
+            )
+
+    @property
+    def walked(self) -> bool:
+        """Return whether networks come from the store with their whole paths."""
+        return self.pool.size > 0 and self.pool.keeps == "paths"
+
+    def cut(self, space: Space) -> MultiFormation | Identity:
+        """Return how stored images of that space are cut; what is missing is grey."""
+        if self.factor == 1:
+            return Identity()
+        return MultiFormation(factor=self.factor, kind=self.decoder).normalised(space)
+
+    @property
+    def iterations(self) -> int:
+        """Return the image steps of a whole run."""
+        return self.networks * self.matches
