@@ -1,5 +1,7 @@
 """Distances between mean gradients or features, and their gradients by the images."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,7 +17,7 @@ from potstill.functional.matched import (
     taken,
     weight_gradients,
 )
-from potstill.nets import NetSpec, flat
+from potstill.nets import NetSpec, bilinear, flat, fused
 
 SIZE = (8, 8)
 
@@ -145,3 +147,28 @@ def test_compiled_equals_eager(norm, distance, alone):
     ]
     torch.testing.assert_close(found[1].loss, found[0].loss, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(found[1].images, found[0].images, rtol=1e-8, atol=1e-12)
+
+
+def test_fast_layers_leave_out_the_gradients_of_weights_that_nobody_wants(monkeypatch):
+    monkeypatch.setattr(fused, "LEAST", 0)
+    made, theta = net("convnet3")
+    (x, y), (real, labels) = images(5), images(7, seed=1)
+    names = chosen(made, "conv")
+    statistic = weight_gradients(made, theta, names)
+    target = statistic(real, labels, graph=False)
+    calls, by_weight = [], bilinear._by_weight
+
+    def counted(*arguments):
+        calls.append(1)
+        return by_weight(*arguments)
+
+    monkeypatch.setattr(bilinear, "_by_weight", counted)
+    found = matched(statistic, x, y, target, DISTANCES["mse"], part=5)
+    lean = len(calls)
+    monkeypatch.setattr(bilinear, "_wanted", lambda ctx, k: ctx.needs_input_grad[k])
+    every = matched(statistic, x, y, target, DISTANCES["mse"], part=5)
+    assert len(calls) - lean == lean + 4  # two layers that lie deeper, in both of their maps
+    assert torch.equal(found.images, every.images)
+    monkeypatch.setattr(fused, "LEAST", math.inf)
+    plain = matched(statistic, x, y, target, DISTANCES["mse"], part=5)
+    torch.testing.assert_close(found.images, plain.images, rtol=1e-9, atol=1e-13)

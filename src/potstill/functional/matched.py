@@ -115,12 +115,14 @@ def weight_gradients(
     def of(x: Tensor, y: Tensor, *, graph: bool) -> Means:
         # torch's fused attention has no second derivative
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-            views = {n: v.detach() for n, v in net.views(theta).items()}
-            leaves = [views[name].requires_grad_() for name in names]
+            views = {name: view.detach() for name, view in net.views(theta).items()}
+            for name in names:  # no leaves: `nets.bilinear` then knows which gradients are wanted
+                views[name] = views[name].requires_grad_().view_as(views[name])
+            weights = [views[name] for name in names]
             with casting(x.device, precision):
                 logits = net.applied(views, net.statistics(theta), x)
             loss = ce(logits.to(theta.dtype), y)
-            return torch.autograd.grad(loss, leaves, create_graph=graph)
+            return torch.autograd.grad(loss, weights, create_graph=graph)
 
     return of
 

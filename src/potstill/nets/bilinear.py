@@ -57,6 +57,22 @@ def _raw(g: Tensor, x: Tensor, weight: Tensor, form: Form, mask: list[bool]) -> 
     )
 
 
+def _wanted(ctx: Any, place: int) -> bool:
+    """Return whether this pass of autograd goes on to an input of a node.
+
+    Not where gradients by weights were matched and those by images are asked for: a weight's own
+    gradient is then a fifth of the work, for nothing. Autograd does not say so of leaves (weights
+    should be views), nor on purpose: where it does not, the input is wanted.
+    """
+    node = ctx.next_functions[place][0]
+    if not ctx.needs_input_grad[place] or node is None:
+        return ctx.needs_input_grad[place]
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except (AttributeError, RuntimeError):
+        return True
+
+
 class _Conv(torch.autograd.Function):
     """z = conv(x, w)."""
 
@@ -76,7 +92,7 @@ class _Conv(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         by_x = _Input.apply(g, weight, x.detach(), ctx.form) if ctx.needs_input_grad[0] else None
-        if not ctx.needs_input_grad[1]:
+        if not _wanted(ctx, 1):
             return by_x, None, None
         return by_x, _Weight.apply(g, x, weight.detach(), ctx.form), None
 
@@ -99,7 +115,7 @@ class _Input(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         g, weight = ctx.saved_tensors
         by_g = _Conv.apply(v, weight, ctx.form) if ctx.needs_input_grad[0] else None
-        if not ctx.needs_input_grad[1]:
+        if not _wanted(ctx, 1):
             return by_g, None, None, None
         return by_g, _Weight.apply(g, v, weight.detach(), ctx.form), None, None
 
