@@ -46,7 +46,8 @@ def lines(row: Row, title: str, notes: Mapping[str, str] | None = None) -> list[
             line += f", {1000 * mean / count:.3f} ms an image"
         if name in known:
             ratio, deviation = known[name]
-            line += f", {ratio:.3f} +- {deviation:.3f} of {base} ({1 / ratio:.2f}x its speed)"
+            spread = "" if math.isnan(deviation) else f" +- {deviation:.3f}"
+            line += f", {ratio:.3f}{spread} of {base} ({1 / ratio:.2f}x its speed)"
         found.append(line + (f", {notes[name]}" if notes and notes.get(name) else ""))
     if took := row.get("compile_cpu_seconds"):
         found.append(

@@ -87,7 +87,7 @@ def line_of(row: dict) -> str:
     run = row["config"]["run"]
     mean, half = 100 * row["mean"], 100 * (row["ci95"] or 0)
     cells = (
-        f"{run['method']['type'].lower()}, {run['ipc']}",
+        f"{said(run['method'])}, {run['ipc']}",
         row["name"],
         row["net"],
         row.get("regime", "hard"),
@@ -98,6 +98,14 @@ def line_of(row: dict) -> str:
         row["note"],
     )
     return f"| {' | '.join(cells)} |"
+
+
+def said(method: dict) -> str:
+    """Return a method in a word or two: with its windows, or the images in a stored one."""
+    name = method["type"].removesuffix("Method").lower()
+    if window := method.get("window"):
+        return f"{name} ({window['place']})"
+    return f"{name} (factor {method['factor']})" if name == "idc" else name
 
 
 if __name__ == "__main__":

@@ -400,6 +400,15 @@ def test_a_verdict_needs_the_recipes_settings_and_images(finished):
         unsure = verdict(dataclasses.replace(small, published=number), own, out)
         assert f"({number.source}), here" in unsure
         assert ": not comparable (the published number is not verified). Always" in unsure
+    assert ": met. Always" in verdict(dataclasses.replace(small, notes=("a detail",)), own, out)
+    plain = dataclasses.replace(small.published, accuracy=99.5, std=None, kind="a mean of twenty")
+    noted = dataclasses.replace(small, published=plain, notes=("a detail", "another"))
+    said = verdict(noted, own, out)
+    assert said.startswith(f"published 99.5 % ({plain.source}), here 99.00 ± 1.00 % (n = 5): below")
+    assert ": below (the published number is a mean of twenty). Always" in said
+    assert said.endswith("Of less weight: a detail; another.")
+    real = verdict(dataclasses.replace(noted, differs=("another rule",)), own, out)
+    assert ": not comparable (another rule). Always" in real
     low = dataclasses.replace(exact, precision="bfloat16")
     assert 'not comparable (precision: "auto" -> "bfloat16")' in verdict(small, low, out)
     config = out / "config.json"

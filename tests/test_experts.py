@@ -15,6 +15,8 @@ from potstill.core.store import Store
 from potstill.data import measure_stats, open_data
 from potstill.engine import run_tasks
 from potstill.experts import (
+    Ahead,
+    Draw,
     ExpertPlan,
     Trajectories,
     Trajectory,
@@ -236,3 +238,28 @@ def test_a_window_beyond_the_last_snapshot_is_refused(tmp_path):
         with pytest.raises(InputError, match="must be at least 1"):
             check_window(start_epochs=start_epochs, span=span, epochs=9)
     check_window(start_epochs=8, span=2, epochs=9)
+
+
+def test_draws_ahead_are_those_of_the_source(tmp_path):
+    """In order, out of order and again; the next one is drawn before it is asked for."""
+
+    class Source:
+        walked = True
+
+        def __init__(self):
+            self.asked = []
+
+        def draw(self, seed, it):
+            self.asked.append(it)
+            return Draw(theta=torch.full((3,), 10.0 * seed + it), target=None, expert=it, epoch=0)
+
+    ahead = Ahead(Source())
+    assert ahead.walked
+    for seed, it in ((1, 0), (1, 1), (1, 2), (1, 7), (2, 8), (1, 3), (1, 3)):
+        found = ahead.draw(seed, it)
+        assert (found.expert, found.theta[0].item()) == (it, 10.0 * seed + it)
+    own = Source()
+    first = Ahead(own)
+    first.draw(1, 4)
+    first._thread.shutdown(wait=True)
+    assert own.asked == [4, 5]

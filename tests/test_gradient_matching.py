@@ -12,9 +12,17 @@ from potstill.core.compute import Compute
 from potstill.core.errors import InputError, WorkError
 from potstill.core.keys import generator
 from potstill.core.state import load_tree, save_tree
-from potstill.data import measure_stats, open_data
+from potstill.data import measure_stats, open_data, space
 from potstill.experts import NetworkPath, NetworkPool
-from potstill.methods import Context, Plan, SynthBlock, method_of, moving
+from potstill.methods import (
+    Context,
+    Plan,
+    SynthBlock,
+    by_class,
+    gradient_matching,
+    method_of,
+    moving,
+)
 from potstill.methods.by_class import distances, real_rows
 from potstill.methods.condensation import SCHEDULE
 from potstill.methods.match_settings import Match
@@ -31,8 +39,9 @@ def small(name, **changes):
     """Return a preset with small counts."""
     method = method_of(name)
     counts = {"networks": 2, "matches": min(method.matches, 3), "batch_real": 6}
-    counts |= {"inner_epochs": min(method.inner_epochs, 2), "inner_batch": 8}
-    counts |= {"settle": min(method.settle, 4), "evaluation_epochs": 6}
+    counts |= {"inner_epochs": min(method.inner_epochs, 2), "evaluation_epochs": 6}
+    counts |= {"inner_batch": 8} if method.inner_epochs else {}
+    counts |= {"settle": min(method.settle, 4)}
     if name == "idc":
         counts["path"] = NetworkPath(images=40, batch=16)
     return dataclasses.replace(method, **{**counts, **changes})
@@ -145,7 +154,8 @@ def test_resume_at_any_step_gives_the_same_bytes(name, tmp_path):
 def test_the_loss_falls_on_digits(name):
     method = small(name, networks=1, matches=40, settle=0, batch_real=18)
     if method.inner_epochs == 0:  # the same network all along
-        method = dataclasses.replace(method, path=NetworkPath(images=0), augment=None)
+        still = dataclasses.replace(method_of(name).path, images=0)
+        method = dataclasses.replace(method, path=still, augment=None)
     else:
         method = dataclasses.replace(method, inner_lr=1e-6)
     if name == "idc":
@@ -324,7 +334,16 @@ def test_batch_norms_keep_the_statistics_of_real_images_during_a_matching():
     assert ctx.net.training
     after = ctx.net.statistics(theta)
     assert all(torch.equal(after[k], before[k]) for k in before)
-    assert any(not torch.equal(seen[k], before[k]) for k in before)
+    rows = torch.cat(
+        [
+            members[torch.randperm(len(members), generator=generator(0, "settle", 0, label))[:4]]
+            for label, members in enumerate(class_rows(ctx.data))
+        ]
+    )
+    first = next(k for k in seen if k.endswith("running_mean"))
+    conv = ctx.net.load(theta).features[0]
+    maps = conv(ctx.space.forward(ctx.data.train.pixels[rows]))
+    torch.testing.assert_close(seen[first], maps.mean((0, 2, 3)), rtol=1e-5, atol=1e-6)
     _, losses = run(method, ctx, 4)
     assert all(map(math.isfinite, losses))
 
@@ -378,7 +397,7 @@ def test_dc_names_the_published_schedule(ipc, said):
     ("change", "sentence"),
     [
         ({"factor": 0}, "factor must be at least 1, not 0"),
-        ({"factor": 1, "decoder": "bound"}, "needs a factor of at least 2"),
+        ({"factor": 1, "decoder": "bound"}, "need a factor of at least 2"),
         ({"lr_img": 0.0}, "lr_img must be above 0"),
         ({"turns": "both"}, "turns"),
         ({"inner_epochs": 3}, "not on both"),
@@ -405,3 +424,80 @@ def test_settings_that_do_not_fit_the_data_are_refused():
         NetworkPool(keeps="starts")
     with pytest.raises(InputError, match=r"for --pool\.keeps starts"):
         NetworkPool(size=1, first=2)
+
+
+def test_only_matched_images_are_decoded(monkeypatch):
+    """One class at a time; the whole set only for networks that train on it."""
+    sizes, take = [], MultiFormation.take
+
+    def watched(self, images, index):
+        sizes.append(len(index))
+        return take(self, images, index)
+
+    monkeypatch.setattr(MultiFormation, "take", watched)
+    method = small("idc", batch_syn=3)
+    run(method, context(method), 2)
+    assert sizes == [3] * 20
+
+
+def test_training_images_are_moved_once(monkeypatch):
+    moves, real = [], space.moved
+
+    def watched(pixels, device):
+        moves.append(device)
+        return real(pixels, device)
+
+    monkeypatch.setattr(space, "moved", watched)
+    space.at_hand.cache_clear()
+    method = small("idc")
+    run(method, context(method), method.iterations)
+    assert moves == ["cpu"]
+
+
+def test_an_undone_step_keeps_the_clip_and_moves_the_network_on(monkeypatch):
+    method = small("idc")
+    ctx = context(method)
+    state = method.init(ctx)
+    wild = {**state, "images": (state["images"][0] * 1e3,)}
+    broken = by_class.Found(torch.tensor(float("nan")), (torch.zeros_like(state["images"][0]),))
+    good, _ = method.step(ctx, wild, 0)
+    monkeypatch.setattr(gradient_matching, "distances", lambda *_: broken)
+    after, numbers = method.step(ctx, wild, 0)
+    assert numbers == {"undone": 1.0}
+    assert float(ctx.space.inverse(after["images"][0]).max()) <= 1 + 1e-5
+    assert torch.equal(after["theta"], good["theta"])
+
+
+def test_the_width_alone_can_be_cut():
+    method = small("idc", axes="width", factor=4)
+    ctx = context(method, ipc=1)
+    state, _ = run(method, ctx, 2)
+    s = method.export(ctx, state)
+    assert s.decode.axes == "width"
+    assert s.decoded()[0].shape == (40, 1, 8, 8)
+
+
+def test_decoders_of_several_factors_run():
+    for decoder, count in (("multi", 10 * 5), ("bound", 10 * 4)):
+        method = small("idc", decoder=decoder)
+        ctx = context(method, ipc=1)
+        state, _ = run(method, ctx, 2)
+        assert len(method.export(ctx, state).decoded()[0]) == count
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "sentence"),
+    [
+        ("idc", {"inner_lr": 0.1}, "inner_lr .* see no distilled images"),
+        ("dm", {"inner_batch": 8}, "inner_batch .* see no distilled images"),
+        ("dc", {"settle": 32}, "settle .* without batch norm"),
+        ("dm", {"path": NetworkPath(images=0, augment=None, cutmix=0.0, lr=0.5)}, r"path\.lr"),
+    ],
+)
+def test_settings_of_no_effect_are_refused_in_new_runs(name, change, sentence):
+    method = dataclasses.replace(small(name), **change)
+    with pytest.raises(InputError, match=sentence):
+        context(method)
+    data = open_data("digits", limit=24)
+    ctx = dataclasses.replace(context(small(name)), recorded=True, data=data)
+    method.check(ctx)

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from potstill import cli, load
-from potstill.artefact import Hard, Soft, import_set
+from potstill.artefact import Hard, Soft, Told, import_set
+from potstill.artefact.imports import Images
 from potstill.augment import RAT
 from potstill.core.errors import InputError
 from potstill.data import from_arrays, make_space
@@ -109,7 +110,8 @@ def test_parts_larger_than_the_numbers_are_refused(tmp_path, data):
 def test_published_batches(classes, batch, balanced):
     from potstill.artefact.hdf5 import recipe
 
-    assert (recipe(classes).batch, recipe(classes).balanced) == (batch, balanced)
+    spec = recipe(Told(), Images(shape=(3, 32, 32), classes=classes, most=classes))
+    assert (spec.batch, spec.balanced) == (batch, balanced)
 
 
 @pytest.mark.parametrize(

@@ -10,16 +10,17 @@ import pytest
 import torch
 
 from potstill import cli, load
-from potstill.artefact import Hard, Identity, MultiFormation, Told, import_set
+from potstill.artefact import FORMATS, Hard, Identity, MultiFormation, Told, import_set
 from potstill.augment import IDC, CutMix
 from potstill.core.errors import InputError
 from potstill.data import from_arrays, make_space
 from potstill.evaluation import PROTOCOLS
-from potstill.functional import SGD, TrainSpec, idc_segments, mtt_segments
+from potstill.functional import SGD, TrainSpec, idc_recipe, idc_segments, mtt_segments
 from potstill.nets import NetSpec
 
 CLASSES, SHAPE = 4, (1, 8, 8)
 LABELS = torch.arange(CLASSES).repeat_interleave(2)
+FLIPS = "idc:color_crop_scale_rotate_flip"
 pytestmark = pytest.mark.usefixtures("alone")
 
 
@@ -39,9 +40,11 @@ def unclipped():
     return 0.5 + 0.5 * noise()  # about [0, 1], some outside
 
 
-def imported(file, data, kind, told=None, **changes):
-    options = {"space": make_space("mnist@dc", data), "told": told} | changes
-    return import_set(file, format=kind, data=data, net=NetSpec(name="auto"), **options)
+def imported(file, data, kind, told=None, space=None):
+    space = space or make_space("mnist@dc", data)
+    return import_set(
+        file, format=kind, data=data, space=space, net=NetSpec(name="auto"), told=told
+    )
 
 
 def write_dc(file, experiments, **more):
@@ -56,7 +59,7 @@ def test_idc_pixels_are_normalised_and_not_clipped(tmp_path, data, old):
     assert pixels.min() < 0
     assert pixels.max() > 1
     torch.save([pixels, LABELS], file, _use_new_zipfile_serialization=not old)
-    s = imported(file, data, "idc", Told(factor=2))
+    s = imported(file, data, "idc", Told(factor=2, augment=FLIPS))
     space = make_space("mnist@dc", data)
     assert torch.equal(s.images, space.forward(pixels))
     assert torch.equal(s.targets.values, LABELS)
@@ -84,8 +87,8 @@ def test_idc_pixels_are_normalised_and_not_clipped(tmp_path, data, old):
 def test_idc_factors_and_decoders(tmp_path, data):
     file = tmp_path / "data.pt"
     torch.save([unclipped().double(), LABELS], file)
-    assert imported(file, data, "idc", Told(factor=1)).decode == Identity()
-    bound = imported(file, data, "idc", Told(factor=3, decoder="bound"))
+    assert imported(file, data, "idc", Told(factor=1, augment=FLIPS)).decode == Identity()
+    bound = imported(file, data, "idc", Told(factor=3, decoder="bound", augment=FLIPS))
     assert (bound.decode.factor, bound.decode.kind, bound.decode.bound) == (3, "bound", 128)
     assert bound.images.dtype == torch.float32
     for told, message in (
@@ -93,13 +96,63 @@ def test_idc_factors_and_decoders(tmp_path, data):
         (Told(factor=2, experiment=0), "format idc have no experiment: leave it out"),
         (Told(factor=1, decoder="multi"), "factor 1 are not cut: leave the decoder out"),
         (Told(factor=0), "factor and a bound of at least 1, not 0"),
-        (Told(factor=9), "is unsound: Images of 8 x 8 pixels cannot be cut with the factor 9"),
+        (
+            Told(factor=9, augment=FLIPS),
+            "is unsound: Images of 8 x 8 pixels cannot be cut with the factor 9",
+        ),
         (Told(factor=2, decoder="tripple"), "Unknown kind of decoder 'tripple'"),
     ):
         with pytest.raises(InputError, match=message):
             imported(file, data, "idc", told)
     with pytest.raises(InputError, match="cannot be whitened"):
         imported(file, data, "idc", Told(factor=2), space=make_space("zca-mtt", data))
+
+
+@pytest.mark.parametrize(
+    ("augment", "cutmix", "policy", "mix"),
+    [
+        ("idc:color_crop_scale_rotate", 0.0, IDC(strategy="color_crop_scale_rotate"), None),
+        ("idc:color_crop_scale_rotate", None, IDC(strategy="color_crop_scale_rotate"), 0.5),
+        ("none", 1.0, None, 1.0),
+    ],
+)
+def test_idc_sets_of_digits_are_trained_on_as_told(tmp_path, data, augment, cutmix, policy, mix):
+    file = tmp_path / "data.pt"
+    torch.save([unclipped(), LABELS], file)
+    recipe = imported(file, data, "idc", Told(factor=2, augment=augment, cutmix=cutmix)).recipe
+    assert recipe == replace(
+        idc_recipe(), augment=policy, mix=None if mix is None else CutMix(prob=mix)
+    )
+    if policy is not None:
+        assert PROTOCOLS.get("idc").train_spec(recipe) == recipe
+
+
+def test_idc_mirrors_images_of_three_channels_only_unless_told(tmp_path, data):
+    file = tmp_path / "data.pt"
+    torch.save([unclipped(), LABELS], file)
+    for told, message in (
+        (Told(factor=2), "one channel may be digits, .* --augment idc:color_crop_scale_rotate for"),
+        (Told(factor=2, augment="idc:mirror"), "mirror"),
+        (Told(factor=2, augment=FLIPS, cutmix=1.5), r"1\.5"),
+    ):
+        with pytest.raises(InputError, match=message):
+            imported(file, data, "idc", told)
+    torch.save([unclipped().expand(-1, 3, -1, -1), LABELS], file)
+    pixels = data.train.pixels.expand(-1, 3, -1, -1).contiguous()
+    colour = from_arrays(pixels, data.train.labels, validation=0.2)
+    space = make_space("cifar10@idc", colour)
+    s = imported(file, colour, "idc", Told(factor=2), space=space)
+    assert s.recipe == idc_recipe()
+
+
+def test_sets_of_large_images_have_their_own_protocol():
+    for name, shape, wanted in (
+        ("idc", (3, 32, 32), "idc"),
+        ("idc", (1, 64, 64), "idc"),
+        ("idc", (3, 224, 224), "idc-imagenet"),
+        ("dc", (3, 128, 128), "dc"),
+    ):
+        assert FORMATS.get(name).published_by(shape) == wanted
 
 
 def test_dc_images_are_taken_as_they_are(tmp_path, data):
@@ -126,6 +179,8 @@ def test_dc_images_are_taken_as_they_are(tmp_path, data):
         (Told(experiment=-1), "has the experiments 0 to 2, not -1"),
         (Told(factor=2), "format dc have no factor: leave it out"),
         (Told(decoder="single"), "format dc have no decoder: leave it out"),
+        (Told(augment="dsa"), "format dc have no augment: leave it out"),
+        (Told(cutmix=0.5), "format dc have no cutmix: leave it out"),
     ):
         with pytest.raises(InputError, match=message):
             imported(file, data, "dc", told)
@@ -156,7 +211,7 @@ PAIRS = [
 def test_other_contents_are_refused(tmp_path, data, pair, message):
     torch.save(list(pair), tmp_path / "data.pt")
     with pytest.raises(InputError, match=message):
-        imported(tmp_path / "data.pt", data, "idc", Told(factor=2))
+        imported(tmp_path / "data.pt", data, "idc", Told(factor=2, augment=FLIPS))
     write_dc(tmp_path / "res.pt", [list(pair)])
     with pytest.raises(InputError, match=message):
         imported(tmp_path / "res.pt", data, "dc")
@@ -184,7 +239,7 @@ def test_foreign_files_are_refused_and_nothing_is_run(tmp_path, data, monkeypatc
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "a.pt"
     torch.save(held, file)
-    for kind, told, message in (("idc", Told(factor=2), idc), ("dc", None, dc)):
+    for kind, told, message in (("idc", Told(factor=2, augment=FLIPS), idc), ("dc", None, dc)):
         with pytest.raises(InputError, match=message):
             imported(file, data, kind, told)
     assert not (tmp_path / "hacked").exists()
@@ -198,7 +253,7 @@ def test_damaged_files_are_refused(tmp_path, data):
     changed[len(changed) // 2] ^= 1
     for content in (b"no such thing", b"", whole[:500], bytes(changed)):
         file.write_bytes(content)
-        for kind, told in (("idc", Told(factor=2)), ("dc", None)):
+        for kind, told in (("idc", Told(factor=2, augment=FLIPS)), ("dc", None)):
             with pytest.raises(InputError, match=r"damaged or not a file of torch\.save"):
                 imported(file, data, kind, told)
     with pytest.raises(InputError, match="There is no file"):
@@ -211,11 +266,13 @@ def test_command_line_imports_and_scores(tmp_path, capsys, monkeypatch):
     torch.save([0.5 + 0.2 * noise(10), labels], "data.pt")
     write_dc("res.pt", [[noise(10), labels]])
     common = "--data digits --normaliser measured --net.width 8"
-    idc = f"import data.pt --format idc {common} --factor 2 --out idc"
+    digits = "--augment idc:color_crop_scale_rotate --cutmix 0"
+    idc = f"import data.pt --format idc {common} --factor 2 {digits} --out idc"
     assert cli.run(idc.split()) == 0
     said = capsys.readouterr().out
     assert "10 images with class numbers are now the set idc" in said
     assert "cut into 40 training images;" in said
+    assert "with the augmentation idc:color_crop_scale_rotate, CutMix 0;" in said
     assert "taken to be pixels, normalised now by: mean" in said
     assert "potstill evaluate idc --protocol idc" in said
     assert cli.run(f"import res.pt --format dc {common} --experiment 0 --out dc".split()) == 0
@@ -233,8 +290,10 @@ def test_command_line_imports_and_scores(tmp_path, capsys, monkeypatch):
         assert ("random mosaics, own step" in said) == (name == "idc")
     for wrong, sentence in (
         (f"import data.pt --format idc {common} --out new", "name it with --factor"),
+        (f"import data.pt --format idc {common} --factor 2 --out new", "may be digits"),
         (f"import data.pt --format idc {common} --factor 2 --experiment 1 --out new",
          "have no experiment"),
+        (f"import res.pt --format dc {common} --cutmix 0 --out new", "have no cutmix"),
         (f"import res.pt --format dc {common} --factor 2 --out new", "have no factor"),
         (f"import res.pt --format dc {common} --experiment 1 --out new", "experiments 0 to 0"),
         (f"import data.pt --format idc {common} --factor 2 --decoder tripple --out new", "tripple"),

@@ -65,6 +65,7 @@ COUNTS = {
     "method.path.images",
     "method.path.early",
     "method.pool.size",
+    "method.pool.first",
     "method.inner_epochs",
     "method.settle",
     "net.width",

@@ -26,27 +26,28 @@ FREE = ("seed", "memory", "strategy", "threads", "device", "compile")
 def verdict(recipe: Recipe, run: Run, path: Path) -> str:
     """Compare a run with the published number: met, below, or not comparable (reasons).
 
-    A run is comparable if it has the recipe's settings and images of its shape and classes, and the
-    number is verified.
+    A run is comparable if it has the recipe's settings and images of its shape and classes, the
+    recipe departs in nothing that counts from what was published, and the number is verified.
     """
     s = load(path)
     own = {"name": "distilled", "net": describe(s.net), "regime": own_regime(s), "prefix": None}
     rows = [r for r in eval_rows(path) if all(r.get(key) == own[key] for key in own)]
     row = max((r for r in rows if r["protocol"] == "strict"), key=lambda r: r["n"])
-    got = f"{100 * row['mean']:.2f} ± {100 * (row['std'] or 0):.2f} % (n = {row['n']})"
-    spread = 0.0 if recipe.published.std is None else recipe.published.std
-    published = f"{recipe.published.accuracy} ± {spread} % ({recipe.published.source})"
-    unsure = [] if recipe.published.verified else ["the published number is not verified"]
+    spread = "" if row["std"] is None else f" ± {100 * row['std']:.2f}"
+    got = f"{100 * row['mean']:.2f}{spread} % (n = {row['n']})"
+    published = recipe.published
+    unsure = [] if published.verified else ["the published number is not verified"]
     reasons = [*_changes(recipe, run, s), *recipe.differs, *unsure]
     if reasons:
         outcome = f"not comparable ({'; '.join(reasons)})"
-    elif 100 * row["mean"] >= recipe.published.accuracy - spread:
+    elif 100 * row["mean"] >= published.accuracy - (published.std or 0.0):
         outcome = "met"
     else:
-        outcome = "below (the published number is the best test accuracy over checkpoints)"
+        outcome = f"below (the published number is {published.kind})"
     plan = recorded_plan(path)
     low = {LOW: plan.tasks.precision, LOW_PREFIX: plan.prefix}
-    notes = " ".join([ALWAYS, *(text for text, kind in low.items() if kind == "bfloat16")])
+    small = [f"Of less weight: {'; '.join(recipe.notes)}."] if recipe.notes else []
+    notes = " ".join([ALWAYS, *small, *(text for text, kind in low.items() if kind == "bfloat16")])
     return f"published {published}, here {got}: {outcome}. {notes}"
 
 

@@ -120,12 +120,13 @@ def _floats(numbers: Any) -> torch.Tensor:
         return torch.from_numpy(numbers[()].astype("float32"))
 
 
-def recipe(classes: int) -> TrainSpec:
+def recipe(told: Told, wanted: Images) -> TrainSpec:
     """Return how the line's released sets are trained on, for class numbers as labels.
 
     Adam .001; 100 images of all classes a step, of more than 100 classes 50, one of each. Differs:
     steps of sets of CUB-200 saw all its classes, which its number of classes does not tell.
     """
+    classes = wanted.classes
     chosen, images = (classes, 100 // classes) if classes <= 100 else (50, 1)
     return TrainSpec(
         lr=0.001,

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from potstill.artefact.decode import Decoder, Identity, MultiFormation
 from potstill.artefact.imports import FORMATS, Format, Found, Images, Told, labelled
-from potstill.augment import IDC, CutMix
+from potstill.augment import policy_of, text_of
 from potstill.core.errors import InputError
 from potstill.core.torchfile import kind_of, read_torch
 from potstill.data import Space
-from potstill.functional import SGD, TrainSpec, idc_segments
+from potstill.functional import IDC_AUGMENT, TrainSpec, idc_recipe
 
 
 def read_set(file: Path, *, wanted: Images, told: Told) -> Found:
@@ -46,15 +46,24 @@ def decoder(told: Told, space: Space) -> Decoder:
     return made.normalised(space)
 
 
-def recipe(classes: int) -> TrainSpec:
-    """Return how IDC evaluates sets of small images; `idc-imagenet` is the protocol of others."""
-    return TrainSpec(
-        lr=0.01,
-        segments=idc_segments(1000),
-        batch=64,
-        optimizer=SGD(momentum=0.9, weight_decay=5e-4),
-        augment=IDC(strategy="color_crop_scale_rotate_flip"),
-        mix=CutMix(prob=0.5),
+def recipe(told: Told, wanted: Images) -> TrainSpec:
+    """Return how IDC evaluates sets of small images; `idc-imagenet` is the protocol of others.
+
+    Digits are not mirrored, and mosaics of MNIST not mixed, which the file does not say.
+
+    Raises:
+        InputError: for an unknown augmentation, a part to mix outside [0, 1], and for images of one
+            channel, which may be digits, without a word on their augmentation.
+    """
+    if told.augment is None and wanted.shape[0] == 1:
+        raise InputError(
+            "Images of one channel may be digits, which IDC does not mirror: name --augment "
+            "idc:color_crop_scale_rotate for them (of MNIST with a factor above 1 also --cutmix "
+            f"0), or {text_of(IDC_AUGMENT)}."
+        )
+    return idc_recipe(
+        augment=IDC_AUGMENT if told.augment is None else policy_of(told.augment),
+        cutmix=0.5 if told.cutmix is None else told.cutmix,
     )
 
 
@@ -63,9 +72,11 @@ FORMATS.add("idc")(
         read=read_set,
         recipe=recipe,
         help="IDC's data.pt: images (pixels, not normalised) and labels; needs --factor (the name "
-        "of its folder has it), and --decoder unless it is single",
+        "of its folder has it), --decoder unless it is single, and --augment and --cutmix for "
+        "digits, which IDC trains on in another way",
         protocol="idc",
-        takes=("factor", "decoder"),
+        large="idc-imagenet",
+        takes=("factor", "decoder", "augment", "cutmix"),
         needs=("factor",),
         raw=True,
         decoder=decoder,

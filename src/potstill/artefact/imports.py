@@ -34,6 +34,10 @@ class Told:
     """How they are cut (see `MultiFormation`); single by default."""
     experiment: int | None = None
     """Which of the sets in the file, from 0; the last by default."""
+    augment: str | None = None
+    """Augmentation of training on the set (see `potstill.augment.policy_of`)."""
+    cutmix: float | None = None
+    """Part of the training steps that CutMix mixes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,13 +73,15 @@ def as_stored(told: Told, space: Space) -> Decoder:
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """A format of released sets: its reader, and the recipe for so many classes (hard labels)."""
+    """A format of released sets: its reader, and the recipe for such images (hard labels)."""
 
     read: Reader
-    recipe: Callable[[int], TrainSpec]
+    recipe: Callable[[Told, Images], TrainSpec]
     help: str
     protocol: str
     """By which its sets were published."""
+    large: str | None = None
+    """By which those of images above 64 px were, if by another one."""
     takes: tuple[str, ...] = ()
     """What the user may say (see `Told`)."""
     needs: tuple[str, ...] = ()
@@ -84,6 +90,10 @@ class Format:
     """Whether its images are pixels in about [0, 1], not yet normalised."""
     decoder: Callable[[Told, Space], Decoder] = as_stored
     """From what the user says and the normaliser to the decoder of normalised images."""
+
+    def published_by(self, shape: tuple[int, int, int]) -> str:
+        """Return the protocol by which sets of images of a shape were published."""
+        return self.large if self.large and max(shape[1:]) > 64 else self.protocol
 
 
 FORMATS: Registry[Format] = Registry("import format")
@@ -120,7 +130,7 @@ def import_set(
         raise InputError(f"There is no file {file}.")
     shape = (data.channels, *data.size)
     wanted = Images(shape=shape, classes=data.n_classes, most=len(data.train))
-    decode, recipe = kind.decoder(told, space), kind.recipe(data.n_classes)
+    decode, recipe = kind.decoder(told, space), kind.recipe(told, wanted)
     found = kind.read(file, wanted=wanted, told=told)
     facts = {"type": f"imported {format}", "file": file.name, "sha256": file_hash(file)}
     try:

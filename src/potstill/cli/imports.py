@@ -25,6 +25,12 @@ class SetFlags(ImageFlags):
     from 1 to it, or at most 128 images of a class."""
     experiment: int | None = None
     """Of dc: which of the sets in the file, from 0; the last by default."""
+    augment: str | None = None
+    """Of idc: augmentation of training on the set: idc:color_crop_scale_rotate for digits (MNIST,
+    SVHN), which are not mirrored. By default with flips; of one channel it must be named."""
+    cutmix: float | None = None
+    """Of idc: the part of training steps whose images are mixed, by default 0.5; 0 for MNIST with a
+    factor above 1."""
     out: Path
     """Folder of the distilled set, a new one."""
 
@@ -34,6 +40,7 @@ def import_command(arguments: list[str]) -> int:
     name, rest = one(arguments, "import", "file")
     from potstill.artefact import FORMATS, Told, import_set
     from potstill.artefact.imports import checked
+    from potstill.augment import text_of
     from potstill.data import Reading, make_space
     from potstill.nets import NetSpec, describe
 
@@ -52,7 +59,7 @@ def import_command(arguments: list[str]) -> int:
         kw_only=True,
     )
     flags = parse(flags_of, short(rest), name="import FILE", text=text)
-    told = Told(factor=flags.factor, decoder=flags.decoder, experiment=flags.experiment)
+    told = Told(**{part.name: getattr(flags, part.name) for part in dataclasses.fields(Told)})
     kind = checked(flags.format, told)  # refuses wrong flags before anything is read
     if flags.out.exists():
         raise InputError(f"{flags.out} is there already; name a new folder with --out.")
@@ -74,7 +81,10 @@ def import_command(arguments: list[str]) -> int:
     print(f"{len(s)} images with {labels} are now the set {flags.out}, for {describe(s.net)};")
     if (count := len(s.decode.index(s.targets.classes))) != len(s):
         print(f"cut into {count} training images;")
+    if "augment" in kind.takes:
+        mixed = s.recipe.mix.prob if s.recipe.mix else 0
+        print(f"trained on with the augmentation {text_of(s.recipe.augment)}, CutMix {mixed:g};")
     space = "pixels, normalised now by" if kind.raw else "in the space of"
     print(f"taken to be {space}: {s.space.describe()}. Score it:")
-    print(f"  potstill evaluate {flags.out} --protocol {kind.protocol}")
+    print(f"  potstill evaluate {flags.out} --protocol {kind.published_by(s.shape)}")
     return 0

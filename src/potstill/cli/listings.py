@@ -28,15 +28,10 @@ def _recipes(arguments: list[str]) -> int:
     rows = []
     for name in RECIPES.names():
         recipe = RECIPES.get(name)
-        spread = "" if recipe.published.std is None else f" ± {recipe.published.std}"
         inferred = ["settings inferred"] * (recipe.settings == "inferred")
-        number = f"published {recipe.published.accuracy}{spread} % ({recipe.published.source})"
-        rows.append(
-            (
-                name,
-                "; ".join((recipe.data, number, *inferred, *recipe.differs)),
-            )
-        )
+        number = f"published {recipe.published}"
+        parts = (recipe.data, number, *inferred, *recipe.differs, *recipe.notes)
+        rows.append((name, "; ".join(parts)))
     return _listing(rows)
 
 

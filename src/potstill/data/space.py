@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -98,13 +99,19 @@ def prepared(space: Space, pixels: Pixels) -> tuple[Pixels, Callable[[Tensor], T
     return pixels, space.forward
 
 
+class AtHand(NamedTuple):
+    """Training images (those not in memory stay where they are), labels, what prepares images."""
+
+    pixels: Pixels
+    labels: Tensor
+    prepare: Callable[[Tensor], Tensor] | None
+
+
 @lru_cache(maxsize=1)
-def at_hand(
-    data: DataSet, space: Space, device: torch.device
-) -> tuple[Pixels, Callable[[Tensor], Tensor] | None]:
-    """Return the training images on the device (if they lie in memory), and what prepares them."""
+def at_hand(data: DataSet, space: Space, device: str) -> AtHand:
+    """Return the training part on a device, "cpu" or "cuda": what was asked for last is kept."""
     pixels, prepare = prepared(space, data.train.pixels)
-    return moved(pixels, device), prepare
+    return AtHand(moved(pixels, device), data.train.labels.to(device), prepare)
 
 
 def _whitening(name: str, data: DataSet) -> Zca:

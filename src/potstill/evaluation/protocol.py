@@ -7,12 +7,20 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from potstill.artefact import DistilledSet
-from potstill.augment import DSA, IDC, RAT, CutMix, Policy, Views
+from potstill.augment import DSA, RAT, CutMix, Policy, Views
 from potstill.core.errors import InputError
 from potstill.core.registry import Registry
 from potstill.core.spec import record
 from potstill.data import MeanStd
-from potstill.functional import SGD, Adam, Segment, TrainSpec, idc_segments, mtt_segments
+from potstill.functional import (
+    SGD,
+    Adam,
+    Segment,
+    TrainSpec,
+    idc_recipe,
+    idc_segments,
+    mtt_segments,
+)
 
 
 @record
@@ -194,18 +202,19 @@ once, not at its best outer step."""
 
 # Kim et al., IDC, ICML 2022 (arXiv 2205.14959). Differs: the last epoch counts, where the original
 # reports the best of four accuracies on the test part; DenseNet takes no fewer epochs.
+_IDC = idc_recipe()
 IDC_RULES = PROTOCOLS.add("idc")(
     Protocol(
         name="idc",
         help="IDC's: SGD .01, batch 64, 1,000 epochs with drops to a fifth at 2/3 and 5/6, the "
         "set's own policy idc and CutMix, or colour, crop or scale or rotate, flip and CutMix .5",
-        lr=0.01,
-        augment=IDC(strategy="color_crop_scale_rotate_flip"),
-        mix=CutMix(prob=0.5),
+        lr=_IDC.lr,
+        augment=_IDC.augment,
+        mix=_IDC.mix,
         keeps=True,
-        segments=idc_segments(1000),
-        optimizer=SGD(momentum=0.9, weight_decay=5e-4),
-        batch=64,
+        segments=_IDC.segments,
+        optimizer=_IDC.optimizer,
+        batch=_IDC.batch,
         hard_only=True,
     )
 )

@@ -4,7 +4,7 @@ from potstill.experts.imports import Import, ImportedExpert, import_experts
 from potstill.experts.network_pool import NetworkPool, Paths, PathSpec, Starts, pool_tasks
 from potstill.experts.paths import NetworkPath, Walker
 from potstill.experts.pools import KIND, Pool, find_pool, pool_name, pools, remove_pool
-from potstill.experts.source import Draw, Fresh, NetworkSource, Trajectories, check_window
+from potstill.experts.source import Ahead, Draw, Fresh, NetworkSource, Trajectories, check_window
 from potstill.experts.store import Trajectory, write_trajectory
 from potstill.experts.train import (
     ExpertPlan,
@@ -16,6 +16,7 @@ from potstill.experts.train import (
 
 __all__ = [
     "KIND",
+    "Ahead",
     "Draw",
     "ExpertPlan",
     "ExpertSpec",

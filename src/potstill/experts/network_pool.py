@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -42,6 +42,8 @@ class NetworkPool:
     """Epochs before the first of the starts."""
     count: int = 1
     """Starts of each network, an epoch apart."""
+    seed: int = 0
+    """Seed of the networks, whatever that of the run: pools of one seed are shared."""
 
     def __post_init__(self) -> None:
         for name, least in (("size", 0), ("first", 0), ("count", 1)):
@@ -52,8 +54,8 @@ class NetworkPool:
         if self.keeps not in ("paths", "starts"):
             raise unknown("pool.keeps", self.keeps, ("paths", "starts"))
         starts = (self.first, self.count) != (0, 1)
-        if (starts or self.keeps == "starts") and not self.size:
-            raise InputError("pool.keeps, pool.first and pool.count need a pool.size.")
+        if (starts or self.seed or self.keeps == "starts") and not self.size:
+            raise InputError("pool.keeps, first, count and seed need a pool.size.")
         if starts and self.keeps == "paths":
             raise InputError("pool.first and pool.count are for --pool.keeps starts.")
 
@@ -98,7 +100,6 @@ def pool_tasks(
     space: Space,
     net: NetSpec,
     *,
-    seed: int,
     compute: Compute,
 ) -> Tasks:
     """Return one task a network; network k of a seed is the same however many there are."""
@@ -109,7 +110,7 @@ def pool_tasks(
         net=filled(net),
         path=path,
         matches=matches,
-        seed=seed,
+        seed=pool.seed,
         index=0,
         compute=compute,
     )
@@ -127,13 +128,13 @@ def walk(spec: PathSpec, context: dict[str, str], folder: Path) -> None:
     data, space, k = reopen(spec.data), open_space(spec.space), spec.index
     net = Fresh(spec.net, data.channels, data.size, data.n_classes).net(spec.seed, k)
     clock, cpu = time.perf_counter(), time.process_time()
-    pixels, prepare = at_hand(data, space, torch.device(spec.compute.device))
+    found = at_hand(data, space, spec.compute.device)
     own = Walker(
         net=net,
         path=spec.path,
-        images=pixels,
-        labels=data.train.labels.to(spec.compute.device),
-        prepare=prepare,
+        images=found.pixels,
+        labels=found.labels,
+        prepare=found.prepare,
         seed=spec.seed,
         compute=spec.compute,
     )
@@ -162,6 +163,9 @@ def _measured(
     net: FlatNet, theta: torch.Tensor, data: DataSet, space: Space, compute: Compute
 ) -> float:
     val, prepare = data.val, space.forward
+    net.train()
+    if not net.separable:  # a trajectory holds no running statistics
+        net.measure(theta, prepare(data.train.pixels[:1024]).to(theta))
     return accuracy(net, theta, val.pixels, val.labels, prepare=prepare, compute=compute)
 
 
@@ -171,6 +175,8 @@ class Paths:
 
     networks: tuple[Trajectory, ...]
     matches: int
+    walked: ClassVar[bool] = True
+    """Whether there is a network for every image step, not for every path."""
 
     @classmethod
     def open(cls, folders: Sequence[Path]) -> Paths:

@@ -30,7 +30,10 @@ from potstill.nets import FlatNet
 @record
 @dataclass(frozen=True, kw_only=True)
 class NetworkPath:
-    """How a network moves on, on real images, between two matchings."""
+    """How a network moves on, on real images, between two matchings.
+
+    Differs: IDC's own code cuts boxes out of these images, too, where nothing is mixed.
+    """
 
     images: int = 2000
     """Real images that it is trained on between two matchings; 0 = it stays as it is."""

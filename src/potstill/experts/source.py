@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -32,6 +33,40 @@ class NetworkSource(Protocol):
     def draw(self, seed: int, it: int) -> Draw:
         """Return the network of outer step `it`."""
         ...
+
+
+class Ahead:
+    """Draw from stored networks, the next outer step's in the background meanwhile.
+
+    It owns one thread and one draw that is under way; what it returns is the source's own, in
+    memory from which a GPU copies without waiting.
+    """
+
+    def __init__(self, source: NetworkSource) -> None:
+        self.source, self._thread = source, ThreadPoolExecutor(max_workers=1)
+        self._next: tuple[tuple[int, int], Future[Draw]] | None = None
+
+    @property
+    def walked(self) -> bool:
+        """Return whether there is a network for every image step, not for every path."""
+        return getattr(self.source, "walked", False)
+
+    def draw(self, seed: int, it: int) -> Draw:
+        """Return the draw of outer step `it`, and begin that of the next."""
+        under_way, key = self._next, (seed, it)
+        ready = under_way is not None and under_way[0] == key
+        draw = under_way[1].result() if under_way and ready else self._pinned(*key)
+        self._next = (seed, it + 1), self._thread.submit(self._pinned, seed, it + 1)
+        return draw
+
+    def _pinned(self, seed: int, it: int) -> Draw:
+        draw = self.source.draw(seed, it)
+        target = None if draw.target is None else _pin(draw.target)
+        return replace(draw, theta=_pin(draw.theta), target=target)
+
+
+def _pin(tensor: Tensor) -> Tensor:
+    return tensor.pin_memory() if torch.cuda.is_available() else tensor
 
 
 @dataclass(frozen=True)

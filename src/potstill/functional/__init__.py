@@ -2,7 +2,14 @@
 
 from potstill.functional.losses import ce, soft_ce
 from potstill.functional.optim import SGD, Adam
-from potstill.functional.schedule import Segment, TrainSpec, idc_segments, mtt_segments
+from potstill.functional.schedule import (
+    IDC_AUGMENT,
+    Segment,
+    TrainSpec,
+    idc_recipe,
+    idc_segments,
+    mtt_segments,
+)
 from potstill.functional.sharpness import GSAM
 from potstill.functional.steps import augmented, training_loss
 from potstill.functional.strategy import choose_strategy, graph_bytes
@@ -11,6 +18,7 @@ from potstill.functional.unroll import Batch, run_prefix, unroll
 
 __all__ = [
     "GSAM",
+    "IDC_AUGMENT",
     "SGD",
     "Adam",
     "Batch",
@@ -22,6 +30,7 @@ __all__ = [
     "choose_strategy",
     "fit",
     "graph_bytes",
+    "idc_recipe",
     "idc_segments",
     "mtt_segments",
     "predict",

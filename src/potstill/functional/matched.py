@@ -91,8 +91,8 @@ LAYERS: Mapping[str, Callable[[Tensor], bool]] = {
     "weights": lambda weight: weight.dim() > 1,
     "all": lambda _: True,
 }
-"""Weights whose gradients are matched: conv (kernels; no linear layers, biases or norms), weights
-(kernels and linear layers), all."""
+"""Weights whose gradients are matched: conv (all but those of 1 or 2 dimensions: kernels, and the
+affine maps of layer norms), weights (linear layers too), all."""
 
 
 def chosen(net: FlatNet, layers: str) -> tuple[str, ...]:

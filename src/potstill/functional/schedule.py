@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from potstill.augment import DSA, CutMix, Policy
+from potstill.augment import DSA, IDC, CutMix, Policy
 from potstill.core.errors import InputError, unknown
 from potstill.core.spec import record
 from potstill.functional.optim import SGD, Adam
@@ -116,3 +116,27 @@ def idc_segments(epochs: int = 1000) -> tuple[Segment, ...]:
     first, second = epochs * 2 // 3, epochs * 5 // 6
     parts = ((first, 1.0), (second - first, 0.2), (epochs - second, 0.04))
     return tuple(Segment(epochs=n, lr_scale=lr, optimizer="carried") for n, lr in parts if n > 0)
+
+
+IDC_AUGMENT = IDC(strategy="color_crop_scale_rotate_flip")
+"""What IDC does to small images in training on a set, but for digits."""
+
+
+def idc_recipe(
+    *, epochs: int = 1000, augment: Policy | None = IDC_AUGMENT, cutmix: float = 0.5
+) -> TrainSpec:
+    """Return how IDC trains on sets of small images; `cutmix`: the part of steps that is mixed.
+
+    Source: Kim et al., ICML 2022, arXiv:2205.14959.
+
+    Raises:
+        InputError: for a part outside [0, 1].
+    """
+    return TrainSpec(
+        lr=0.01,
+        segments=idc_segments(epochs),
+        batch=64,
+        optimizer=SGD(momentum=0.9, weight_decay=5e-4),
+        augment=augment,
+        mix=CutMix(prob=cutmix) if cutmix else None,
+    )

@@ -1,6 +1,8 @@
 """The distance between distilled and real images, class by class, and its gradient.
 
 L_c = d(m(theta; A(S)), m(theta; A(R))),   S = decoded distilled images of c,  R = real ones
+
+Differs: DM puts all classes through the network at once, so that batch norms see them together.
 """
 
 from __future__ import annotations

@@ -8,11 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from potstill.augment import DSA, IDC, CutMix, Policy
+from potstill.augment import DSA, IDC, Policy
 from potstill.core.spec import record
-from potstill.evaluation.protocol import idc_segments
 from potstill.experts import NetworkPath
-from potstill.functional import SGD, TrainSpec, mtt_segments
+from potstill.functional import IDC_AUGMENT, SGD, TrainSpec, idc_recipe, mtt_segments
 from potstill.methods.api import METHODS, Context
 from potstill.methods.gradient_matching import GradientMatching
 from potstill.methods.match_settings import Match
@@ -117,7 +116,7 @@ class IDCMethod(GradientMatching):
     factor: int = 2
     augment: Policy | None = IDC()
     path: NetworkPath = NetworkPath()
-    evaluation_augment: Policy | None = IDC(strategy="color_crop_scale_rotate_flip")
+    evaluation_augment: Policy | None = IDC_AUGMENT
     """Augmentation of training on the set."""
     evaluation_cutmix: float = 0.5
     """Part of these steps whose images are mixed by CutMix."""
@@ -130,11 +129,8 @@ class IDCMethod(GradientMatching):
 
     def recipe(self) -> TrainSpec:
         """Return IDC's training on a set: a fifth of the step size at 2/3 and 5/6 of it."""
-        return TrainSpec(
-            lr=0.01,
-            segments=idc_segments(self.evaluation_epochs),
-            batch=64,
-            optimizer=SGD(momentum=0.9, weight_decay=5e-4),
+        return idc_recipe(
+            epochs=self.evaluation_epochs,
             augment=self.evaluation_augment,
-            mix=CutMix(prob=self.evaluation_cutmix) if self.evaluation_cutmix else None,
+            cutmix=self.evaluation_cutmix,
         )

@@ -14,10 +14,9 @@ Sources: DC (Zhao, Mopuri, Bilen, ICLR 2021, arXiv 2006.05929), DSA (Zhao, Bilen
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -71,6 +70,9 @@ class GradientMatching(Settings):
                 f"{name} moves raw pixels, which {ctx.space.describe()} mixes; take mean and std "
                 "(--normaliser measured) or --method.pixels model."
             )
+        if not ctx.recorded:
+            ctx.net.train()
+            self.refuse_idle(statistics=not ctx.net.separable)
         decoder = self.cut(ctx.space)
         decoder.check((ctx.data.channels, *ctx.data.size))
         decoder.index(labels_of(ctx))  # refuses more images than its bound
@@ -82,15 +84,17 @@ class GradientMatching(Settings):
                 )
 
     def cost(self, ctx: Context) -> Cost:
-        """Return the work: images that are differentiated twice, and those that are not."""
+        """Return the work: images that are differentiated twice, and those that are not.
+
+        With a pool, that of its networks alone, so that runs of any length compute them alike.
+        """
         count, classes = len(ctx.data.train), ctx.data.n_classes
         decoded = len(self.cut(ctx.space).index(labels_of(ctx)))
         matched_at_once = min(decoded, classes * (self.batch_syn or decoded))
         path, places = self.pool.kept(self.path, self.matches, count)
         steps = path.steps(places - 1, count) * (self.pool.size or self.networks)
-        if self.pool.size and self.pool.keeps == "starts":
-            steps += self.path.steps(self.matches - 1, count) * self.networks
         inner = self.networks * (self.matches - 1) * self.inner_epochs
+        real = self.iterations * classes * self.batch_real
         return Cost(
             graph_bytes=0,
             adjoint_bytes=0,
@@ -99,10 +103,8 @@ class GradientMatching(Settings):
             window_images=self.iterations * matched_at_once,
             window_steps=self.iterations * classes,
             compiles=self.match.of == "gradients",
-            task_images=steps * self.path.batch
-            + inner * decoded
-            + self.iterations * classes * self.batch_real,
-            task_steps=steps + inner * -(-decoded // self.inner_batch) + self.iterations * classes,
+            task_images=steps * self.path.batch + (0 if self.pool.size else inner * decoded + real),
+            task_steps=steps + (0 if self.pool.size else self.iterations * classes),
             notes=self.notes(ctx),
         )
 
@@ -128,7 +130,6 @@ class GradientMatching(Settings):
                 ctx.data,
                 ctx.space,
                 ctx.net_spec,
-                seed=ctx.seed,
                 compute=ctx.plan.tasks,
             )
         if "loop" in done:
@@ -136,7 +137,8 @@ class GradientMatching(Settings):
         nets = Fresh(ctx.net_spec, ctx.data.channels, ctx.data.size, ctx.data.n_classes)
         if self.pool.size:
             folders = done["experts"]
-            nets = Paths.open(folders) if self.walked else Starts.open(folders, self.pool.first)
+            whole = self.pool.keeps == "paths"
+            nets = Paths.open(folders) if whole else Starts.open(folders, self.pool.first)
         return Loop(steps=self.iterations, nets=nets)
 
     def init(self, ctx: Context) -> State:
@@ -166,21 +168,21 @@ class GradientMatching(Settings):
                 for own, xv, grad in zip(steps, turns, found.images, strict=True)
             ]
             sums = torch.stack([found.loss, *(x.sum() for x, _ in moved)])
-            if not bool(torch.isfinite(sums).all()):
-                advice = f"lower lr_img (now {self.lr_img:g})"
-                return undone(state, it, advice=advice), {"undone": 1.0}
-            new_images, velocity = zip(*moved, strict=True)
-            new: State = {**state, "images": new_images, "velocity": velocity, "failed": 0}
-            state = moved_on(self, ctx, new, it, self._decoded(ctx, new_images))
-        return state, {"loss": float(found.loss)}
+            sound = bool(torch.isfinite(sums).all())
+            if sound:
+                images, velocity = zip(*moved, strict=True)
+                state = {**state, "images": images, "velocity": velocity, "failed": 0}
+            else:
+                advice = f"lower lr_img (now {self.lr_img:g}) or path.lr (now {self.path.lr:g})"
+                state = undone({**state, "images": images}, it, advice=advice)
+            state = moved_on(self, ctx, state, it, partial(self._decoded, ctx, images))
+        return state, {"loss": float(found.loss)} if sound else {"undone": 1.0}
 
     def _decoded(self, ctx: Context, images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Return the decoded images of all blocks and their labels."""
         labels, decoder = labels_of(ctx), self.cut(ctx.space)
-        index = decoder.index(labels)
-        return decoder.take(torch.cat(list(images)), index), labels[index[:, 0]].to(
-            images[0].device
-        )
+        index, stored = decoder.index(labels), torch.cat(list(images))
+        return decoder.take(stored, index), labels[index[:, 0]].to(stored.device)
 
     def _steps(self, ctx: Context) -> list[Steps]:
         """Return how the images of each block move."""
@@ -212,7 +214,10 @@ class GradientMatching(Settings):
         )
 
     def export(self, ctx: Context, state: State) -> DistilledSet:
-        """Return the union of all blocks, their decoder, and the recipe of the preset."""
+        """Return the union of all blocks, their decoder, and the recipe of the preset.
+
+        Differs: raw pixels are cut to [0, 1] here too; the published ones are saved uncut.
+        """
         images = torch.cat(self._clipped(ctx, state["images"]))
         return distilled(
             ctx,
@@ -221,26 +226,6 @@ class GradientMatching(Settings):
             targets=labels_of(ctx),
             recipe=self.recipe(),
             decode=self.cut(ctx.space),
-        )
-
-    def scaled(self, scale: Literal["smoke", "cpu"]) -> Self:
-        """Return the method with at most the counts of the scale; nothing else changes."""
-        smoke = scale == "smoke"
-        matches = min(self.matches, 3 if smoke else 20)
-        steps = 6 if smoke else 400 if self.match.of == "gradients" else 1000
-        path, pool = self.path, self.pool
-        return dataclasses.replace(
-            self,
-            networks=min(self.networks, steps // matches),
-            matches=matches,
-            batch_real=min(self.batch_real, 10 if smoke else 64),
-            path=dataclasses.replace(
-                path, images=min(path.images, 64 if smoke else 512), early=min(path.early, 1)
-            ),
-            pool=dataclasses.replace(pool, size=min(pool.size, 2 if smoke else 10)),
-            inner_epochs=min(self.inner_epochs, 2 if smoke else 10),
-            settle=min(self.settle, 4 if smoke else 16),
-            evaluation_epochs=min(self.evaluation_epochs, 20 if smoke else 1000),
         )
 
     def recipe(self) -> TrainSpec:

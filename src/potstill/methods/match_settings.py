@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields, replace
+from operator import attrgetter
+from typing import Any, Literal, Self
 
 from potstill.artefact import Identity, MultiFormation
 from potstill.augment import Policy
@@ -70,6 +71,8 @@ class Settings:
     """Images cut out of each stored image, a side: 2 = 4 images."""
     decoder: Literal["single", "multi", "bound"] = "single"
     """Cut at this factor, at all up to it, or so that a class has at most 128 images (bound)."""
+    axes: Literal["both", "width"] = "both"
+    """What is cut: height and width, or (spectrograms) the width alone."""
     augment: Policy | None
     """Augmentation of real and distilled images, one draw for both."""
     path: NetworkPath
@@ -108,29 +111,76 @@ class Settings:
             ("pixels", ("model", "raw")),
             ("image_init", ("real", "noise")),
             ("decoder", ("single", "multi", "bound")),
+            ("axes", ("both", "width")),
         ):
             if getattr(self, name) not in allowed:
                 raise unknown(name, getattr(self, name), allowed)
-        if self.factor == 1 and self.decoder != "single":
-            raise InputError(f"The decoder {self.decoder!r} needs a factor of at least 2.")
+        if self.factor == 1 and (self.decoder, self.axes) != ("single", "both"):
+            raise InputError(
+                f"The decoder {self.decoder!r} and axes {self.axes!r} need a factor of at least 2."
+            )
         if self.inner_epochs and (self.path.images or self.path.early or self.pool.size):
             raise InputError(
                 "Networks are trained on the distilled set (inner_epochs) or on real images (path, "
                 "pool), not on both."
             )
 
-    @property
-    def walked(self) -> bool:
-        """Return whether networks come from the store with their whole paths."""
-        return self.pool.size > 0 and self.pool.keeps == "paths"
+    def refuse_idle(self, *, statistics: bool) -> None:
+        """Refuse settings that say nothing beside others, unless they are at their defaults.
+
+        `statistics`: whether the network has batch norms.
+
+        Raises:
+            InputError: naming the first one.
+        """
+        kind: Any = type(self)
+        default = kind()
+        still = not (self.path.images or self.path.early or self.pool.size)
+        deaf = {
+            "networks that see no distilled images (inner_epochs 0)": (
+                () if self.inner_epochs else ("inner_batch", "inner_lr", "inner_augment")
+            ),
+            "networks without batch norm": () if statistics else ("settle",),
+            "networks that see no real images (path.images 0)": (
+                tuple(f"path.{f.name}" for f in fields(self.path)) if still else ()
+            ),
+        }
+        for why, names in deaf.items():
+            for name in sorted(set(names) - {"path.images", "path.early"}):
+                value, usual = attrgetter(name)(self), attrgetter(name)(default)
+                if value > usual if name == "settle" else value != usual:
+                    raise InputError(f"{name} ({value}) says nothing to {why}: leave it out.")
 
     def cut(self, space: Space) -> MultiFormation | Identity:
         """Return how stored images of that space are cut; what is missing is grey."""
         if self.factor == 1:
             return Identity()
-        return MultiFormation(factor=self.factor, kind=self.decoder).normalised(space)
+        return MultiFormation(factor=self.factor, kind=self.decoder, axes=self.axes).normalised(
+            space
+        )
 
     @property
     def iterations(self) -> int:
         """Return the image steps of a whole run."""
         return self.networks * self.matches
+
+    def scaled(self, scale: Literal["smoke", "cpu"]) -> Self:
+        """Return the method with at most the counts of the scale; nothing else changes."""
+        smoke = scale == "smoke"
+        matches = min(self.matches, 3 if smoke else 20)
+        steps = 6 if smoke else 400 if self.match.of == "gradients" else 1000
+        path, pool = self.path, self.pool
+        return replace(
+            self,
+            networks=min(self.networks, steps // matches),
+            matches=matches,
+            batch_real=min(self.batch_real, 10 if smoke else 64),
+            path=replace(
+                path, images=min(path.images, 64 if smoke else 512), early=min(path.early, 1)
+            ),
+            batch_syn=None if self.batch_syn is None else min(self.batch_syn, 8 if smoke else 128),
+            pool=replace(pool, size=min(pool.size, 2 if smoke else 10), first=min(pool.first, 1)),
+            inner_epochs=min(self.inner_epochs, 2 if smoke else 10),
+            settle=min(self.settle, 4 if smoke else 16),
+            evaluation_epochs=min(self.evaluation_epochs, 20 if smoke else 1000),
+        )

@@ -6,7 +6,7 @@ A network is drawn, matched `matches` times, and moves on in between: on real im
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TypedDict
@@ -23,6 +23,8 @@ from potstill.methods.api import Context
 from potstill.methods.match_settings import Settings
 from potstill.methods.shared import failed_again
 from potstill.methods.start import class_rows
+
+Decoded = tuple[Tensor, Tensor]
 
 
 class State(TypedDict):
@@ -68,12 +70,17 @@ def undone(state: State, it: int, *, advice: str) -> State:
     return {**state, "velocity": still, "failed": failed}
 
 
+def walked(ctx: Context) -> bool:
+    """Return whether the source gives a network for every image step, not for every path."""
+    return getattr(ctx.nets, "walked", False)
+
+
 def network_at(method: Settings, ctx: Context, state: State, it: int) -> State:
     """Return the state with the network of image step `it`; a new one where one is due."""
     assert ctx.nets is not None
     turn, place = divmod(it, method.matches)
     device = ctx.plan.window.device
-    if method.walked:
+    if walked(ctx):
         return {**state, "theta": ctx.nets.draw(ctx.seed, it).theta.to(device)}
     if place and state["theta"] is not None:
         return state
@@ -83,22 +90,22 @@ def network_at(method: Settings, ctx: Context, state: State, it: int) -> State:
 
 
 def moved_on(
-    method: Settings, ctx: Context, state: State, it: int, distilled: tuple[Tensor, Tensor]
+    method: Settings, ctx: Context, state: State, it: int, decoded: Callable[[], Decoded]
 ) -> State:
     """Return the state with its network ready for image step it + 1.
 
-    `distilled` are the decoded images and labels, for networks that are trained on them.
+    `decoded` makes the decoded images and labels, for networks that are trained on them.
     """
     turn, place = divmod(it + 1, method.matches)
     theta = state["theta"]
     assert theta is not None
-    if not place or method.walked:  # the next one is drawn
+    if not place or walked(ctx):  # the next one is drawn
         return state
     if method.inner_epochs:
         theta = fit(
             ctx.net,
             theta,
-            *distilled,
+            *decoded(),
             _inner(method),
             seed=ctx.seed,
             key=("inner", it),
@@ -117,14 +124,13 @@ def first_order(ctx: Context) -> Compute:
 
 def walker(method: Settings, ctx: Context) -> Walker:
     """Return what moves networks along the path of a method."""
-    device = torch.device(ctx.plan.window.device)
-    pixels, prepare = at_hand(ctx.data, ctx.space, device)
+    found = at_hand(ctx.data, ctx.space, ctx.plan.window.device)
     return Walker(
         net=ctx.net,
         path=method.path,
-        images=pixels,
-        labels=ctx.data.train.labels.to(device),
-        prepare=prepare,
+        images=found.pixels,
+        labels=found.labels,
+        prepare=found.prepare,
         seed=ctx.seed,
         compute=first_order(ctx),
     )
@@ -143,10 +149,10 @@ def _inner(method: Settings) -> TrainSpec:
 
 @contextmanager
 def settled(method: Settings, ctx: Context, theta: Tensor, it: int) -> Iterator[None]:
-    """Match with batch norms that keep the statistics of some real images of all classes.
+    """Match with batch norms that have the statistics of some real images of all classes.
 
-    One pass of these images in training mode moves the running statistics, as published; then they
-    stay. Without `settle`, or for networks that take no statistics of a batch, in training mode.
+    Without `settle`, or for networks that take no statistics of a batch, in training mode. Differs:
+    DC's running statistics go on from one image step to the next; here they are those images' own.
     """
     ctx.net.train()
     if method.settle and not ctx.net.separable:
@@ -157,8 +163,7 @@ def settled(method: Settings, ctx: Context, theta: Tensor, it: int) -> Iterator[
                 for chance in [generator(ctx.seed, "settle", it, label)]
             ]
         )
-        with torch.no_grad():
-            ctx.net(theta, real_images(ctx, rows, like=theta))
+        ctx.net.measure(theta, real_images(ctx, rows, like=theta))
         ctx.net.eval()
     try:
         yield
@@ -168,6 +173,6 @@ def settled(method: Settings, ctx: Context, theta: Tensor, it: int) -> Iterator[
 
 def real_images(ctx: Context, rows: Tensor, *, like: Tensor) -> Tensor:
     """Return training images, normalised, on the device and in the type of `like`."""
-    pixels, prepare = at_hand(ctx.data, ctx.space, like.device)
+    pixels, _, prepare = at_hand(ctx.data, ctx.space, like.device.type)
     x = pixels.index_select(0, rows.to(pixels.device)).to(like.device)
     return (x if prepare is None else prepare(x)).to(like.dtype)

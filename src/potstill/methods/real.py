@@ -84,13 +84,13 @@ class RealImages:
     ) -> tuple[Tensor, Tensor]:
         """Return images and labels of a batch on the device and of the type of `like`."""
         rows, chance = self.rows(ctx, missed, it, task), generator(ctx.seed, "augment", it, task)
-        pixels, prepare = at_hand(ctx.data, ctx.space, like.device)
+        pixels, labels, prepare = at_hand(ctx.data, ctx.space, like.device.type)
         x = pixels.index_select(0, rows.to(pixels.device)).to(like.device)
         x = (x if prepare is None else prepare(x)).to(like.dtype)
         if self.augment is not None:
             shape = (ctx.data.channels, *ctx.data.size)
             x = self.augment.apply(x, self.augment.sample(len(x), shape, chance).to(x.device))
-        return x, ctx.data.train.labels[rows].to(like.device)
+        return x, labels[rows.to(labels.device)]
 
     def rows(self, ctx: Context, missed: Tensor | None, it: int, task: int) -> Tensor:
         """Return which training images outer step `it` takes; the last of an epoch may be fewer."""
@@ -118,7 +118,7 @@ def missed(
     """Return how many of some networks, trained on the set, miss each training image: int16 [n]."""
     assert ctx.nets is not None
     compute, labels = ctx.plan.window, ctx.data.train.labels
-    pixels, prepare = at_hand(ctx.data, ctx.space, images.device)
+    pixels, _, prepare = at_hand(ctx.data, ctx.space, images.device.type)
     count = torch.zeros(len(labels), dtype=torch.int16)
     for k in range(nets):
         theta, key = ctx.nets.draw(integer(ctx.seed, "missed", it), k).theta, ("missed", it, k)

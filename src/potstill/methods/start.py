@@ -26,7 +26,7 @@ def first_images(ctx: Context, init: str, decoder: Decoder | None = None) -> tup
     image scaled to norm 1; `cluster`: unit norm, normal around class means, which are normal and
     four times as far apart at the nearest as images scatter. With a decoder that cuts images,
     `real` are mosaics of as many real images as it cuts out. A block that brings its images keeps
-    them.
+    them. Differs: IDC takes the first images of each class.
 
     Raises:
         InputError: for a class with too few training images, or images that do not fit a block.

@@ -117,6 +117,23 @@ class FlatNet:
         taking = (norm.training or norm.running_mean is None for norm in self._norms)
         return self.known and not any(taking)
 
+    def measure(self, theta: Tensor, x: Tensor) -> None:
+        """Set the running statistics to those of images x [B, C, H, W]."""
+        training, momenta = self.training, [norm.momentum for norm in self._norms]
+        for name, buffer in self.statistics(theta).items():
+            if name.endswith("num_batches_tracked"):
+                buffer.zero_()
+        try:
+            for norm in self._norms:
+                norm.momentum = None  # a mean over all batches, of which this is the first
+            self.train()
+            with torch.no_grad():
+                self(theta, x)
+        finally:
+            for norm, momentum in zip(self._norms, momenta, strict=True):
+                norm.momentum = momentum
+            self.train(training)
+
     @contextmanager
     def keeping_statistics(self) -> Iterator[None]:
         """Leave the running statistics after the block as they were before it."""

@@ -17,14 +17,21 @@ SCALES = ("smoke", "cpu", "full")
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """A number on record: test accuracy in percent, best over the original's checkpoints."""
+    """A number on record: test accuracy in percent."""
 
     accuracy: float
     std: float | None
     source: str
+    kind: str = "the best test accuracy over checkpoints"
+    """What the number is."""
     verified: bool = True
     """Whether the number is one that the authors published, as far as is known; else no run is said
     to meet it."""
+
+    def __str__(self) -> str:
+        """Return the number with its std, if one is known, and its source."""
+        spread = "" if self.std is None else f" ± {self.std}"
+        return f"{self.accuracy}{spread} % ({self.source})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +47,10 @@ class Recipe:
     classes: int
     published: Published
     differs: tuple[str, ...] = ()
-    """Where this version departs from the published setting."""
+    """Where this version departs from the published setting so far that no run is said to meet or
+    miss the number."""
+    notes: tuple[str, ...] = ()
+    """Where it departs in what hardly moves the number: shown, and no reason against a verdict."""
     settings: Literal["published", "inferred"] = "published"
     """inferred: there is no public command; the settings are those of the nearest one."""
 

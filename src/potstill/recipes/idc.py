@@ -20,6 +20,7 @@ from potstill.recipes.api import RECIPES, Published, Recipe
 from potstill.run import Run
 
 README = "IDC, arXiv 2205.14959, its authors' README"
+KIND = "the best of four test accuracies"
 NET, LARGE = NetSpec(name="convnet3"), NetSpec(name="resnetap10-idc", norm="instance")
 EPOCHS = ((1, 3000), (10, 2000), (50, 1500), (200, 1000), (500, 500))
 """Epochs of training on large images, by the decoded images a class up to a number."""
@@ -143,13 +144,11 @@ _DATA = {
 }
 
 
-def _differs(data: str, factor: int, ipc: int) -> tuple[str, ...]:
-    """Return where a recipe departs from the published setting."""
+def _notes(factor: int, ipc: int) -> tuple[str, ...]:
+    """Return where a recipe departs a little from the published setting."""
     found = ["first images are random real ones, not the first of each class"]
     if factor == 3 and ipc >= 20:
         found.append("128 cells of a class are drawn at random, not cut as the bound decoder does")
-    if data == "imagenet100":
-        found.append("all classes in one run, not in five of 20")
     return tuple(found)
 
 
@@ -176,8 +175,11 @@ def _recipe(key: str, factor: int, ipc: int, name: str) -> Recipe:
         data=data.name,
         shape=(data.channels, data.side, data.side),
         classes=data.classes,
-        published=Published(accuracy=data.published[factor][ipc], std=None, source=README),
-        differs=_differs(key, factor, ipc),
+        published=Published(
+            accuracy=data.published[factor][ipc], std=None, source=README, kind=KIND
+        ),
+        differs=("all classes in one run, not in five of 20",) * (key == "imagenet100"),
+        notes=_notes(factor, ipc),
     )
 
 

@@ -18,6 +18,7 @@ from potstill.core.threads import using_threads
 from potstill.data import DataSet, keep_space
 from potstill.engine import Tasks, joined, run_tasks
 from potstill.evaluation.tasks import Distilled, EvalSpec, evaluate_one, set_digest
+from potstill.experts import Ahead, Paths, Trajectories
 from potstill.methods.api import Context, Loop
 from potstill.run.config import Run, Where
 from potstill.run.folder import (
@@ -113,7 +114,10 @@ def _phases(
             ctx.ranks.first(lambda phase=phase: done[phase.kind])
             spent.save()
         else:
-            looped = dataclasses.replace(ctx, nets=phase.nets, done=dict(done))
+            nets = phase.nets
+            if ctx.plan.window.device == "cuda" and isinstance(nets, Trajectories | Paths):
+                nets = Ahead(nets)  # the disk is read while the GPU computes
+            looped = dataclasses.replace(ctx, nets=nets, done=dict(done))
             with stop.gently():
                 result = _loop(run, looped, phase, out, store, where, report, stop, spent)
             done["loop"] = [out]
