@@ -501,3 +501,9 @@ def test_settings_of_no_effect_are_refused_in_new_runs(name, change, sentence):
     data = open_data("digits", limit=24)
     ctx = dataclasses.replace(context(small(name)), recorded=True, data=data)
     method.check(ctx)
+
+
+def test_notes_of_presets_do_not_hide_one_another():
+    method = small("dsa", factor=2)
+    ctx = context(method, ipc=10)
+    assert [note.split()[1] for note in method.notes(ctx)] == ["40", "published"]

@@ -22,6 +22,16 @@ SCHEDULE = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 5
 """DC's image steps a network, and epochs of the set between two of them, by images a class."""
 
 
+def _trained(epochs: int, augment: Policy | None) -> TrainSpec:
+    """Return how DC and its kin train on a set: one drop of the step size, after half."""
+    return TrainSpec(
+        lr=0.01,
+        segments=mtt_segments(epochs),
+        optimizer=SGD(momentum=0.9, weight_decay=5e-4),
+        augment=augment,
+    )
+
+
 @METHODS.add("dc")
 @record
 @dataclass(frozen=True, kw_only=True)
@@ -41,24 +51,20 @@ class DCMethod(GradientMatching):
     evaluation_epochs: int = 300
 
     def notes(self, ctx: Context) -> tuple[str, ...]:
-        """Say which settings were published for this many images a class."""
-        known = SCHEDULE.get(ctx.ipc)
+        """Say also which settings were published for this many images a class."""
+        known, others = SCHEDULE.get(ctx.ipc), super().notes(ctx)
         if known is None or known == (self.matches, self.inner_epochs):
-            return ()
+            return others
         matches, epochs = known
         return (
+            *others,
             f"Note: published for {ctx.ipc} images a class: --method.matches {matches} "
             f"--method.inner-epochs {epochs}.",
         )
 
     def recipe(self) -> TrainSpec:
         """Return DC's training on a set."""
-        return TrainSpec(
-            lr=0.01,
-            segments=mtt_segments(self.evaluation_epochs),
-            optimizer=SGD(momentum=0.9, weight_decay=5e-4),
-            augment=self.augment,
-        )
+        return _trained(self.evaluation_epochs, self.augment)
 
 
 @METHODS.add("dsa")
@@ -89,12 +95,7 @@ class DMMethod(GradientMatching):
 
     def recipe(self) -> TrainSpec:
         """Return DSA's training on a set."""
-        return TrainSpec(
-            lr=0.01,
-            segments=mtt_segments(self.evaluation_epochs),
-            optimizer=SGD(momentum=0.9, weight_decay=5e-4),
-            augment=self.augment,
-        )
+        return _trained(self.evaluation_epochs, self.augment)
 
 
 @METHODS.add("idc")

@@ -14,6 +14,7 @@ Sources: DC (Zhao, Mopuri, Bilen, ICLR 2021, arXiv 2006.05929), DSA (Zhao, Bilen
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -48,7 +49,7 @@ from potstill.nets import hindrance
 
 @record
 @dataclass(frozen=True, kw_only=True)
-class GradientMatching(Settings):
+class GradientMatching(Settings, ABC):
     """Match the gradients of real images; the presets dc, dsa, dm and idc are of this kind."""
 
     def check(self, ctx: Context) -> None:
@@ -94,6 +95,7 @@ class GradientMatching(Settings):
         path, places = self.pool.kept(self.path, self.matches, count)
         steps = path.steps(places - 1, count) * (self.pool.size or self.networks)
         inner = self.networks * (self.matches - 1) * self.inner_epochs
+        batches = inner * -(-decoded // self.inner_batch) + self.iterations * classes
         real = self.iterations * classes * self.batch_real
         return Cost(
             graph_bytes=0,
@@ -104,7 +106,7 @@ class GradientMatching(Settings):
             window_steps=self.iterations * classes,
             compiles=self.match.of == "gradients",
             task_images=steps * self.path.batch + (0 if self.pool.size else inner * decoded + real),
-            task_steps=steps + (0 if self.pool.size else self.iterations * classes),
+            task_steps=steps + (0 if self.pool.size else batches),
             notes=self.notes(ctx),
         )
 
@@ -228,6 +230,6 @@ class GradientMatching(Settings):
             decode=self.cut(ctx.space),
         )
 
+    @abstractmethod
     def recipe(self) -> TrainSpec:
         """Return how networks are trained on the set."""
-        raise NotImplementedError
