@@ -12,21 +12,22 @@ made() {  # NAME METHOD IPC NORMALISER [flags of distill]
         potstill distill "${SMALL[@]}" --method "$2" --ipc "$3" --normaliser "$4" --out "runs/$1" "${@:5}"
 }
 
-all_at() {  # IPC, step size of IDC
-    made idc-$1 idc $1 cifar10@idc --method.lr-img "$2"
+all_at() {  # IPC, step size of IDC, nominal epochs of training on a set (DC: 300)
+    local epochs=(--method.evaluation-epochs "$3")
+    made idc-$1 idc $1 cifar10@idc --method.lr-img "$2" "${epochs[@]}"
     potstill evaluate runs/idc-$1
-    made idci-$1 idc $1 cifar10@idc --method.factor 1 --method.lr-img "$2"
+    made idci-$1 idc $1 cifar10@idc --method.factor 1 --method.lr-img "$2" "${epochs[@]}"
     potstill evaluate runs/idci-$1 --no-baselines
-    made dsa-$1 dsa $1 cifar10@dc
+    made dsa-$1 dsa $1 cifar10@dc "${epochs[@]}"
     potstill evaluate runs/dsa-$1
-    made dm-$1 dm $1 cifar10@dc
+    made dm-$1 dm $1 cifar10@dc "${epochs[@]}"
     potstill evaluate runs/dm-$1 --no-baselines
     made dc-$1 dc $1 cifar10@dc
     potstill evaluate runs/dc-$1
 }
 
-one() { all_at 1 0.3; }
-ten() { all_at 10 0.3; }
+one() { all_at 1 0.3 1000; }
+ten() { all_at 10 0.1 300; }  # of 0.03, 0.1 and 0.3 the best on the validation part
 
 for part in "${@:-one ten}"; do
     for name in $part; do SECONDS=0; $name; echo "$name took $SECONDS s"; done
