@@ -30,13 +30,12 @@ from rows import Row
 from torch import Tensor
 
 from potstill import __version__
-from potstill.artefact import DistilledSet, Hard
+from potstill.artefact import DistilledSet, Hard, set_digest
 from potstill.artefact.types import Provenance
 from potstill.core.files import read_json
 from potstill.coresets import random_real
 from potstill.data import DataSet, make_space
-from potstill.evaluation import EvalSpec, evaluate_one
-from potstill.evaluation.tasks import Distilled, set_digest
+from potstill.evaluation import Distilled, EvalSpec, evaluate_one
 from potstill.functional import TrainSpec, mtt_segments
 from potstill.nets import FlatNet, build, filled
 

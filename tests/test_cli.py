@@ -141,7 +141,7 @@ def test_listings(capsys):
         "methods": ["mtt", "random", "herding", "k-center", "k-medoids", "forgetting", "el2n"],
         "datasets": ["digits", "folder", "parquet", "hf", "torchvision", "npz", "imagenette@mtt"],
         "nets": [*(f"convnet{k}" for k in range(1, 9)), "vgg11", "resnet18-bn", "timm:NAME"],
-        "protocols": ["strict", "mtt", "dc", "dsa", "dc-bench", "dc-bench-plain"],
+        "protocols": ["strict", "mtt", "dc", "dsa", "dc-bench", "staged", "staged-idc"],
     }
     for listing, wanted in names.items():
         assert cli.run([listing]) == 0

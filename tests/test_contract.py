@@ -21,6 +21,7 @@ from potstill.methods.condensation import DCMethod, DMMethod, DSAMethod, IDCMeth
 from potstill.methods.coreset import Herding, KCenter, KMedoids, Random
 from potstill.methods.inner import Inner
 from potstill.methods.mtt import MTT
+from potstill.methods.progressive import Progressive
 from potstill.methods.ratbptt import RaTBPTT
 from potstill.methods.real import RealImages
 from potstill.methods.scored import EL2N, Forgetting
@@ -66,6 +67,21 @@ SMALL = {
             evaluation_steps=60,
         ),
     ),
+    "progressive": Progressive(
+        base=MTT(
+            iterations=3,
+            steps=3,
+            expert_epochs=1,
+            max_start_epoch=2,
+            lr_img=10.0,
+            lr_init=0.05,
+            evaluation_epochs=60,
+            experts=EXPERTS,
+        ),
+        stages=2,
+        stage_epochs=40,
+        conditioning_epochs=4,
+    ),
     "dc": DCMethod(**MATCHING, inner_epochs=3, lr_img=0.01, image_init="real"),
     "dsa": DSAMethod(**MATCHING, inner_epochs=3, lr_img=0.01),
     "dm": DMMethod(**MATCHING),
@@ -98,6 +114,10 @@ WRONG = {
         {"beta": -0.1},
         {"beta": 1.5},
         {"beta": float("nan")},
+    ],
+    "progressive": [
+        *({name: 0} for name in ("stages", "pool", "conditioning_epochs", "stage_epochs")),
+        {"union": "fancy"},
     ],
     **{
         name: [
@@ -134,11 +154,19 @@ def ready(name, tmp_path, *, seed=0):
     )
     data = open_data(run.data, limit=run.limit)
     ctx, cost = preflight(run, data)
-    done = {}
-    while isinstance(phase := method.phases(ctx, done), Tasks):
-        done[phase.kind] = run_tasks(phase, Store(tmp_path / "store"))
-    assert phase is not None
-    assert phase.steps == cost.steps
+    ctx, done, steps = replace(ctx, store=Store(tmp_path / "store")), {}, 0
+    while isinstance(phase := method.phases(ctx, done), Tasks) or phase.stage:
+        if isinstance(phase, Tasks):
+            done[phase.phase] = run_tasks(phase, ctx.store)
+            continue
+        looped = replace(ctx, nets=phase.nets, done=dict(done))
+        assert phase.first == steps
+        steps += phase.steps
+        state, _ = walked(method, looped, method.init(looped), phase.first, steps)
+        method.export(looped, state).save(tmp_path / phase.stage)
+        done[phase.stage] = [tmp_path / phase.stage]
+    assert phase.first == steps
+    assert steps + phase.steps == cost.steps
     assert method.phases(ctx, {**done, "loop": []}) is None
     return method, replace(ctx, nets=phase.nets, done=done)
 

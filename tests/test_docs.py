@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from potstill.artefact import FORMATS
 from potstill.cli import COMMANDS
+from potstill.evaluation import PROTOCOLS
 
 ROOT = Path(__file__).parents[1]
 
@@ -18,11 +20,23 @@ def test_scales_page_is_current() -> None:
     assert (ROOT / "docs" / "scales.md").read_text() == page
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/architecture.md"])
+PAGES = ("README", "CONTRIBUTING", "docs/architecture", "docs/importing", "docs/progressive")
+
+
+@pytest.mark.parametrize("page", [f"{page}.md" for page in PAGES])
 def test_links_lead_somewhere(page: str) -> None:
     path = ROOT / page
     links = re.findall(r"\]\(([^)#:]+)\)", path.read_text())
     assert all((path.parent / link).exists() for link in links), links
+
+
+def test_the_page_on_importing_has_every_format_and_protocol() -> None:
+    page = (ROOT / "docs" / "importing.md").read_text()
+    rows = dict(re.findall(r"^\| `([\w-]+)` \|.*\|(.*)\|$", page, re.MULTILINE))
+    assert sorted(rows) == FORMATS.names()
+    for name, protocols in rows.items():
+        assert FORMATS.get(name).protocol in (named := re.findall(r"`([\w-]+)`", protocols))
+        assert set(named) <= set(PROTOCOLS.names())
 
 
 def test_readme_commands_exist() -> None:

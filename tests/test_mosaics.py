@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from potstill.artefact import Identity, MultiFormation, Soft
+from potstill.artefact import Identity, MultiFormation, Soft, set_digest
 from potstill.core.compute import Compute, Wish
 from potstill.core.spec import from_json, spec_hash, to_json
 from potstill.core.state import tensor_digest
@@ -18,7 +18,7 @@ from potstill.evaluation import evaluate
 from potstill.evaluation.images import images_of, random_mosaics
 from potstill.evaluation.protocol import STRICT
 from potstill.evaluation.regimes import teacher_of
-from potstill.evaluation.tasks import Mosaics, set_digest
+from potstill.evaluation.specs import Mosaics
 from potstill.experts import Trajectory
 from potstill.functional import accuracy, fit, predict
 from potstill.nets import FlatNet, build

@@ -24,7 +24,7 @@ from metagradients import (
     transcribed,
     walked,
 )
-from potstill.artefact import Soft, load
+from potstill.artefact import Soft, load, set_digest
 from potstill.core.compute import Compute
 from potstill.core.errors import InputError
 from potstill.core.keys import generator
@@ -34,7 +34,6 @@ from potstill.core.store import Store
 from potstill.coresets import counts_of
 from potstill.data import open_data
 from potstill.evaluation import evaluate
-from potstill.evaluation.tasks import set_digest
 from potstill.experts import Draw
 from potstill.functional import (
     SGD,

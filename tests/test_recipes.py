@@ -68,6 +68,11 @@ COUNTS = {
     "method.pool.first",
     "method.inner_epochs",
     "method.settle",
+    "method.pool",
+    "method.conditioning_epochs",
+    "method.stage_epochs",
+    "method.filter.training.count",
+    "method.filter.training.epochs",
     "net.width",
     "limit",
     "select_every",
@@ -147,11 +152,11 @@ def test_scales_change_counts_only(name, scale):
     before, after = leaves(full), leaves(small)
     assert before.keys() == after.keys()
     changed = {k for k in before if before[k] != after[k]}
-    assert changed - {"scale"} <= COUNTS
+    assert {path.replace("method.base.", "method.") for path in changed - {"scale"}} <= COUNTS
     assert (small.scale, full.scale) == (scale, "full")
     for path in changed - {"scale", "limit"}:
         assert after[path] < before[path], path
-    cells = before.get("method.factor", 1) ** 2
+    cells = before.get("method.factor", before.get("method.base.factor", 1)) ** 2
     assert after["limit"] == (max(full.ipc * cells, 20) if scale == "smoke" else 1000)
     assert after["net.width"] * 128 == before["net.width"] * (8 if scale == "smoke" else 32)
     assert scaled(small, scale) == small
@@ -170,9 +175,10 @@ def test_smoke_needs_no_data(name):
     assert run.data == f"standin:{recipe.shape[0]}x{side}x{classes}"
     assert run.resize is None
     ctx, cost = preflight(run, standin(run.data, run.limit))
-    assert cost.steps == run.method.iterations <= 10
+    stages = getattr(run.method, "stages", 1)
+    assert cost.steps == run.method.iterations <= 10 * stages
     state = run.method.init(ctx)
-    assert [len(x) for x in state["images"]] == [classes * run.ipc]
+    assert [len(x) for x in state["images"]] == [classes * run.ipc // stages]
 
 
 @pytest.mark.parametrize("name", RECIPES.names())

@@ -3,7 +3,9 @@
 from potstill.artefact import dc as _dc  # noqa: F401 - these register their formats
 from potstill.artefact import hdf5 as _hdf5  # noqa: F401
 from potstill.artefact import idc as _idc  # noqa: F401
+from potstill.artefact import pdd as _pdd  # noqa: F401
 from potstill.artefact.decode import Decoder, Identity, MultiFormation
+from potstill.artefact.digest import set_digest
 from potstill.artefact.files import load, remember, save
 from potstill.artefact.imports import FORMATS, Told, import_set
 from potstill.artefact.targets import Hard, Soft, Targets
@@ -28,4 +30,5 @@ __all__ = [
     "load",
     "remember",
     "save",
+    "set_digest",
 ]

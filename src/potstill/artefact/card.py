@@ -9,6 +9,7 @@ from potstill.artefact.preview import COLUMNS, ROWS, plain
 from potstill.core.spec import to_json
 
 if TYPE_CHECKING:
+    from potstill.artefact.records import Block
     from potstill.artefact.types import DistilledSet
 
 CARD = """# Distilled set: {data}
@@ -35,7 +36,7 @@ model = potstill.load("path/to/this/folder").train("{net}")  # takes uint8, or f
 
 ## Recipe for training on it
 
-{recipe}
+{stages}{recipe}
 
 ## Preview
 
@@ -78,6 +79,7 @@ def card(distilled: DistilledSet) -> str:
         accuracy=_table(origin.measured) if origin.measured else "Not measured yet.",
         facts=_table(_facts(distilled)),
         constants=_table(origin.method_spec),
+        stages=_stages(distilled),
         recipe=_table({"network": to_json(distilled.net), **to_json(distilled.recipe)}),
         rows=ROWS,
         columns=COLUMNS,
@@ -103,7 +105,7 @@ def _facts(distilled: DistilledSet) -> dict[str, Any]:
         "normaliser": distilled.space.describe(),
         "decoder": to_json(distilled.decode),
         "training images": len(index) if len(index) != len(distilled) else None,
-        "blocks": {b.name: f"{b.start} to {b.stop}" for b in distilled.blocks},
+        "blocks": {b.name: _block(b, distilled.recipe.lr) for b in distilled.blocks},
         "data identity": origin.identity,
         "images read with": {k: v for k, v in to_json(origin.reading).items() if k != "type"},
         "recipe": origin.recipe or "none (own settings)",
@@ -113,6 +115,29 @@ def _facts(distilled: DistilledSet) -> dict[str, Any]:
         "cost": origin.costs,
         "parents": ", ".join(origin.parents),
     }
+
+
+def _block(block: Block, lr: float) -> str:
+    """Return the images of a block and how the union up to it is trained on, if it says so."""
+    parts = [
+        f"{part.epochs} epochs at step size {(block.lr or lr) * part.lr_scale:.4g}"
+        for part in block.train
+    ]
+    return ", ".join([f"{block.start} to {block.stop}", *parts])
+
+
+def _stages(distilled: DistilledSet) -> str:
+    """Return in words how a set with stages is trained on; "" for any other."""
+    training = distilled.training
+    if training is distilled.recipe:
+        return ""
+    steps = training.steps(distilled.ends[-1], distilled.ends)
+    return (
+        f"The set has {len(distilled.blocks)} stages, its blocks: `train` trains on the first, "
+        "then on the first two, and so on, by the epochs and step sizes in the facts above, and "
+        f"carries the state of the optimizer on ({steps:,} steps). The segments below are for all "
+        "images at once, as in a plain training on the union.\n\n"
+    )
 
 
 def _table(data: dict[str, Any]) -> str:

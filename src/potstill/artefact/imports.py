@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from potstill.artefact.decode import Decoder, Identity
+from potstill.artefact.records import Block, Provenance
 from potstill.artefact.targets import Hard, Targets
-from potstill.artefact.types import DistilledSet, Provenance
+from potstill.artefact.types import DistilledSet
 from potstill.core.errors import InputError
 from potstill.core.files import file_hash
 from potstill.core.registry import Registry
@@ -38,6 +39,8 @@ class Told:
     """Augmentation of training on the set (see `potstill.augment.policy_of`)."""
     cutmix: float | None = None
     """Part of the training steps that CutMix mixes."""
+    stages: int | None = None
+    """Stages that the set was made in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +54,17 @@ class Images:
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What a file holds: images [N, C, H, W], targets, and facts for people."""
+    """What a file holds: images [N, C, H, W], targets, and facts for people.
+
+    blocks: the stages of the set, whose last step size is that of its recipe; files: what was read,
+    if it is not the file alone.
+    """
 
     images: Tensor
     targets: Targets
     facts: dict[str, Any] = field(default_factory=dict)
+    blocks: tuple[Block, ...] = ()
+    files: tuple[Path, ...] = ()
 
 
 class Reader(Protocol):
@@ -88,6 +97,8 @@ class Format:
     """What the user has to say."""
     raw: bool = False
     """Whether its images are pixels in about [0, 1], not yet normalised."""
+    folder: bool = False
+    """Whether its sets are folders."""
     decoder: Callable[[Told, Space], Decoder] = as_stored
     """From what the user says and the normaliser to the decoder of normalised images."""
 
@@ -112,7 +123,7 @@ def import_set(
     """Return the set in a file, with the published recipe of its format.
 
     Args:
-        file: the file.
+        file: the file, of some formats a folder.
         format: see `FORMATS`.
         data: the real images that it was distilled from; classes in the order of its labels.
         space: the normaliser in whose space the file's images are, or with which training on them
@@ -126,23 +137,25 @@ def import_set(
             images and labels that do not fit the data.
     """
     kind = checked(format, told := told or Told())
-    if not file.is_file():
-        raise InputError(f"There is no file {file}.")
+    if not (file.is_dir() if kind.folder else file.is_file()):
+        raise InputError(f"There is no {'folder' if kind.folder else 'file'} {file}.")
     shape = (data.channels, *data.size)
     wanted = Images(shape=shape, classes=data.n_classes, most=len(data.train))
     decode, recipe = kind.decoder(told, space), kind.recipe(told, wanted)
     found = kind.read(file, wanted=wanted, told=told)
-    facts = {"type": f"imported {format}", "file": file.name, "sha256": file_hash(file)}
+    digest = file_hash(*(found.files or (file,)))
+    facts = {"type": f"imported {format}", "file": file.absolute().name, "sha256": digest}
     try:
         made = DistilledSet(
             images=space.forward(found.images) if kind.raw else found.images,
             targets=found.targets,
             space=space,
             decode=decode,
-            recipe=replace(recipe, loss="ce" if isinstance(found.targets, Hard) else "soft_ce"),
+            recipe=_completed(recipe, found),
             net=fitting(net, data.size),
             classes=data.classes,
             ref=data.ref,
+            blocks=found.blocks,
             origin=Provenance(
                 method=canonical({**facts, **found.facts}),
                 data=data.source,
@@ -157,6 +170,13 @@ def import_set(
         raise InputError(f"{file} is unsound: {error}") from error
     keep_space(space)
     return made
+
+
+def _completed(recipe: TrainSpec, found: Found) -> TrainSpec:
+    """Return a recipe with the loss for the targets and the step size of the last block."""
+    lr = found.blocks[-1].lr if found.blocks else None
+    loss = "ce" if isinstance(found.targets, Hard) else "soft_ce"
+    return replace(recipe, lr=lr or recipe.lr, loss=loss)
 
 
 def checked(name: str, told: Told) -> Format:

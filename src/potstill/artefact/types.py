@@ -1,93 +1,22 @@
-"""The distilled set and the records that travel with it."""
+"""The distilled set."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from potstill.artefact.decode import Decoder, Identity
+from potstill.artefact.records import Block, Provenance
 from potstill.artefact.targets import Hard, Soft, Targets, check_images, check_targets
 from potstill.artefact.use import Deployed, Loader, trained
 from potstill.core.errors import InputError
-from potstill.core.spec import record
 from potstill.data.space import Space
-from potstill.data.types import DataRef, Reading
-from potstill.functional.schedule import TrainSpec
+from potstill.data.types import DataRef
+from potstill.functional.schedule import Segment, TrainSpec
 from potstill.nets.spec import NetSpec, variant
-
-
-@record
-@dataclass(frozen=True, kw_only=True)
-class Block:
-    """A named run of images, `start` to `stop` (excluded): a stage or a prefix of the set.
-
-    `lr` is the step size of the recipe when the block was done, if later blocks learned another.
-    """
-
-    name: str
-    start: int
-    stop: int
-    lr: float | None = None
-
-
-@record
-@dataclass(frozen=True, kw_only=True)
-class Provenance:
-    """Where a distilled set comes from.
-
-    `method`, `cost` and `accuracy` are JSON objects as text (`core.spec.canonical`), so a set can
-    be read where the code of its method is absent. `data` is the source as the user wrote it,
-    `reading` how images were read from it, `identity` their hash, `iteration` the outer iteration
-    taken, `selection` the rule that took it; the runner fills in what the method does not know.
-
-    Raises:
-        InputError: if one of the three is not the text of a JSON object.
-    """
-
-    method: str
-    recipe: str | None = None
-    data: str
-    identity: str
-    seed: int
-    version: str
-    iteration: int = 0
-    cost: str = "{}"
-    accuracy: str = "{}"
-    parents: tuple[str, ...] = ()
-    selection: str = "last"
-    reading: Reading = Reading()
-    rows: tuple[int, ...] = ()
-    """For a set of real images: which of the training part (`DataSet.train`) they are."""
-
-    def __post_init__(self) -> None:
-        for name in ("method", "cost", "accuracy"):
-            text = getattr(self, name)
-            try:
-                sound = isinstance(json.loads(text), dict)
-            except (TypeError, ValueError):
-                sound = False
-            if not sound:
-                raise InputError(f"{name} must be the text of a JSON object, not {text!r}.")
-
-    @property
-    def method_spec(self) -> dict[str, Any]:
-        """Return the spec of the method as plain JSON data."""
-        return json.loads(self.method)
-
-    @property
-    def costs(self) -> dict[str, Any]:
-        """Return what making the set took, by name."""
-        return json.loads(self.cost)
-
-    @property
-    def measured(self) -> dict[str, Any]:
-        """Return the accuracy measured when the set was made; empty if none was."""
-        return json.loads(self.accuracy)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -126,6 +55,12 @@ class DistilledSet:
         for block in self.blocks:
             if not 0 <= block.start < block.stop <= len(self):
                 raise InputError(f"{block} does not lie within the {len(self)} images.")
+        if len({bool(block.train) for block in self.blocks}) > 1:
+            raise InputError("Either all blocks of a set say how to train on them, or none does.")
+        if self.blocks and self.blocks[0].train:
+            self._check_nested("stages")
+        if any(segment.blocks for segment in self.recipe.segments):
+            raise InputError("The recipe of a set is for all its images; its blocks have stages.")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -161,24 +96,70 @@ class DistilledSet:
         own = self.targets.own if isinstance(self.targets, Soft) else None
         return None if own is None else own[self.decode.index(own)[:, 0]]
 
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Return how many training images the first 1, 2, ... blocks have."""
+        classes = self.targets.classes
+        return tuple(len(self.decode.index(classes[: block.stop])) for block in self.blocks)
+
+    @property
+    def training(self) -> TrainSpec:
+        """Return how a network is trained on the set: in stages where its blocks say how."""
+        return self.staged() if self.blocks and self.blocks[0].train else self.recipe
+
+    def staged(self, stage: tuple[Segment, ...] | None = None) -> TrainSpec:
+        """Return the recipe of a training on the first block, on the first two, and so on.
+
+        Each stage has its block's step size and its `train`, or all have the segments `stage`; the
+        state of the optimizer is carried through all of them.
+
+        Source: Chen et al., PDD, ICLR 2024, arXiv:2310.06982, by its released evaluation.
+
+        Raises:
+            InputError: if the set has no blocks, blocks that do not follow one another, or blocks
+                that do not say how to train on them while no `stage` is given.
+        """
+        self._check_nested("stages")
+        if not (stage or self.blocks[0].train):
+            raise InputError("The blocks of the set do not say how to train on them in stages.")
+        own = self.recipe.lr
+        first, *others = (
+            replace(
+                segment,
+                lr_scale=segment.lr_scale * ((block.lr or own) / own),
+                optimizer="carried",
+                blocks=k,
+            )
+            for k, block in enumerate(self.blocks, 1)
+            for segment in stage or block.train
+        )
+        return replace(self.recipe, segments=(replace(first, optimizer="new"), *others))
+
     def prefix(self, blocks: int) -> DistilledSet:
         """Return the set of the first so many blocks, to be used like any other.
 
         Raises:
             InputError: if it has no blocks, fewer, or blocks that do not follow one another.
         """
-        starts = [0, *(block.stop for block in self.blocks[:-1])]
-        if not self.blocks or [block.start for block in self.blocks] != starts:
-            raise InputError("The set has no blocks that follow one another, so it has no prefix.")
+        self._check_nested("prefix")
         if not 1 <= blocks <= len(self.blocks):
             raise InputError(
                 f"The set has {len(self.blocks)} block{'s'[: len(self.blocks) != 1]}; a prefix "
                 f"takes the first 1 to {len(self.blocks)}, not {blocks}."
             )
-        last = self.blocks[blocks - 1]
-        recipe = self.recipe if last.lr is None else replace(self.recipe, lr=last.lr)
-        taken = self.taken(torch.arange(last.stop))
-        return replace(taken, blocks=self.blocks[:blocks], recipe=recipe)
+        first, own = self.blocks[:blocks], self.recipe.lr
+        taken = self.taken(torch.arange(first[-1].stop))
+        if (lr := first[-1].lr) is None:
+            return replace(taken, blocks=first)
+        first = tuple(replace(block, lr=block.lr or own) for block in first)
+        return replace(taken, blocks=first, recipe=replace(self.recipe, lr=lr))
+
+    def _check_nested(self, wanted: str) -> None:
+        stops = [0, *(block.stop for block in self.blocks)]
+        if [*(block.start for block in self.blocks), len(self)] != stops:
+            raise InputError(
+                f"The set has no blocks that follow one another, so it has no {wanted}."
+            )
 
     def cut(self, ipc: int) -> DistilledSet:
         """Return the set of the first so many images of each class, to be used like any other.
@@ -213,19 +194,27 @@ class DistilledSet:
     def train(self, net: str | NetSpec | None = None, *, seed: int = 0) -> Deployed:
         """Train a fresh network by the recipe of the set, on the device of its images.
 
+        A set with stages is trained on in stages (see `staged`).
+
         The default is the network that the set was made with; a ConvNet of another depth takes
         its width and so on, as in `potstill.evaluate`. Returns a module that takes pictures:
         uint8, or float in [0, 1], of the channels and size of the data set.
         """
         net = self.net if net is None else variant(net, self.net) if isinstance(net, str) else net
         images, targets = self.decoded()
+
+        def view(blocks: int) -> tuple[Tensor, Tensor, Tensor | None]:
+            first = self.prefix(blocks)
+            return *first.decoded(), first.places()
+
         return trained(
             net,
-            self.recipe,
+            self.training,
             self.space,
             images,
             targets,
             places=self.places(),
+            view=view,
             classes=len(self.classes),
             seed=seed,
         )

@@ -12,7 +12,7 @@ from potstill.core.errors import InputError
 from potstill.core.keys import generator
 from potstill.data.space import Space
 from potstill.functional.schedule import TrainSpec
-from potstill.functional.train import fit
+from potstill.functional.train import View, fit
 from potstill.nets.spec import NetSpec, flat
 
 
@@ -101,12 +101,14 @@ def trained(
     targets: Tensor,
     *,
     places: Tensor | None = None,
+    view: View | None = None,
     classes: int,
     seed: int,
 ) -> Deployed:
     """Build a network and fit it to normalised images by the recipe; return it for pictures.
 
-    `places` are the classes by which images are drawn (see `fit`).
+    `places` are the classes by which images are drawn, `view` gives the first so many blocks (see
+    `fit`).
     """
     channels, height, width = images.shape[1:]
     fresh = flat(
@@ -114,5 +116,5 @@ def trained(
     )
     theta = fresh.theta0.to(images.device)
     key = ("train",)
-    theta = fit(fresh, theta, images, targets, recipe, seed=seed, key=key, places=places)
+    theta = fit(fresh, theta, images, targets, recipe, seed=seed, key=key, places=places, view=view)
     return Deployed(fresh.load(theta), space, images.shape[1:]).eval()

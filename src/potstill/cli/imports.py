@@ -17,20 +17,24 @@ class SetFlags(ImageFlags):
     """Flags of `import`."""
 
     format: str
-    """Format of the file: idc, dc or ratbptt-h5."""
+    """Format of the file: idc, dc, ratbptt-h5, pdd-idc, or pdd-mtt (a folder)."""
     factor: int | None = None
-    """Of idc: cells a side into which each image is cut; 1 = none (IDC-I)."""
+    """Of idc and pdd-idc: cells a side into which each image is cut; 1 = none (IDC-I)."""
     decoder: Literal["single", "multi", "bound"] | None = None
-    """Of idc: all cells at this factor (the default, as published sets are scored), at every factor
-    from 1 to it, or at most 128 images of a class."""
+    """Of idc and pdd-idc: all cells at this factor (the default, as published sets are scored), at
+    every factor from 1 to it, or at most 128 images of a class."""
     experiment: int | None = None
     """Of dc: which of the sets in the file, from 0; the last by default."""
     augment: str | None = None
-    """Of idc: augmentation of training on the set: idc:color_crop_scale_rotate for digits (MNIST,
-    SVHN), which are not mirrored. By default with flips; of one channel it must be named."""
+    """Of idc and pdd-idc: augmentation of training on the set: idc:color_crop_scale_rotate for
+    digits (MNIST, SVHN), which are not mirrored. By default with flips; of one channel it must be
+    named."""
     cutmix: float | None = None
-    """Of idc: the part of training steps whose images are mixed, by default 0.5; 0 for MNIST with a
-    factor above 1."""
+    """Of idc and pdd-idc: the part of training steps whose images are mixed, by default 0.5; 0 for
+    MNIST with a factor above 1."""
+    stages: int | None = None
+    """Of pdd-idc: how many stages the file holds, if its name does not say so (interval_4_data.pt
+    holds five)."""
     out: Path
     """Folder of the distilled set, a new one."""
 
@@ -75,7 +79,7 @@ def import_command(arguments: list[str]) -> int:
     )
     s.save(flags.out)
     for fact, value in s.origin.method_spec.items():
-        if fact in ("epoch", "labels", "experiment"):
+        if fact in ("epoch", "labels", "experiment", "stages", "step sizes"):
             print(f"{fact}: {value}")
     labels = "class numbers" if s.targets.values.ndim == 1 else "learned weights of the classes"
     print(f"{len(s)} images with {labels} are now the set {flags.out}, for {describe(s.net)};")

@@ -8,6 +8,7 @@ from potstill.coresets.features import (
     net_features,
     pixel_features,
 )
+from potstill.coresets.filters import FilterSpec, RealFilter, filter_tasks
 from potstill.coresets.rules import herding, highest, k_center, medoids, repeated
 from potstill.coresets.scores import Score, ScoreSpec, mean_scores, score_tasks
 from potstill.coresets.select import (
@@ -23,12 +24,15 @@ from potstill.coresets.select import (
 __all__ = [
     "CLASS_CAP",
     "Features",
+    "FilterSpec",
+    "RealFilter",
     "Score",
     "ScoreSpec",
     "cluster_seed",
     "counts_of",
     "expert_features",
     "expert_module",
+    "filter_tasks",
     "herding",
     "highest",
     "k_center",

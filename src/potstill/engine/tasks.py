@@ -38,6 +38,13 @@ class Tasks:
     specs: tuple[Any, ...]
     context: dict[str, str] = field(default_factory=dict)
     label: str = "task"
+    name: str = ""
+    """Under what a run knows the folders of this phase; by default the kind."""
+
+    @property
+    def phase(self) -> str:
+        """Return the name of the phase."""
+        return self.name or self.kind
 
 
 def run_tasks(

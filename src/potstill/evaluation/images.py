@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from potstill.artefact import DistilledSet, MultiFormation, load
+from potstill.artefact import DistilledSet, MultiFormation, load, set_digest
 from potstill.core.errors import InputError
 from potstill.coresets import (
     CLASS_CAP,
@@ -19,10 +19,12 @@ from potstill.coresets import (
     random_real,
 )
 from potstill.data import DataSet, Split
-from potstill.evaluation.protocol import Protocol
-from potstill.evaluation.tasks import Distilled, Mosaics, Real, set_digest
-from potstill.functional import TrainSpec
+from potstill.evaluation.rules import Protocol
+from potstill.evaluation.specs import Distilled, Mosaics, Real
+from potstill.functional import TrainSpec, within
 
+STAGED = ("distilled", "distilled, matched budget", "distilled, flat union")
+"""Rows of a set with stages."""
 BASELINES = ("random real", "k-means medoid", "random mosaics")
 What = tuple[Distilled | Real | Mosaics, ...]
 
@@ -104,19 +106,24 @@ def images_of(
     note: str = "",
     beside: Sequence[Beside] = (),
 ) -> list[Images]:
-    """Return what is trained on, in the order of the rows; `note` says which part of a set s is."""
-    recipe = rules.suited(s).train_spec(s.recipe)
-    found = [
-        Images(
-            name=item.name,
-            what=tuple(Distilled(digest=set_digest(each)) for each in item.sets),
-            trains=(rules.suited(item.sets[0]).train_spec(item.sets[0].recipe),),
-            nbytes=item.sets[0].nbytes(),
-            note=item.note,
-            of=item.sets[0],
-        )
-        for item in (Beside(name="distilled", sets=(s,), note=note), *beside)
-    ]
+    """Return what is trained on, in the order of the rows; `note` says which part of a set s is.
+
+    Raises:
+        InputError: if the protocol is for sets with blocks and s has none.
+    """
+    recipe, staged = _recipes(s, rules)
+    if rules.stage and staged is None:
+        raise InputError(f"Protocol {rules.name!r} trains in stages; the set has no blocks for it.")
+    own = Beside(name=STAGED[0], sets=(s,), note=note)
+    if staged is None:
+        found = [_distilled(own, recipe)]
+    else:
+        every = (staged, within(staged, recipe, s.ends), recipe)
+        rows = zip(STAGED, every, strict=True)
+        found = [_distilled(replace(own, name=name), train, told=True) for name, train in rows]
+    for item in beside:
+        flat, staged = _recipes(item.sets[0], rules)
+        found.append(_distilled(item, staged or flat, told=staged is not None))
     if rules.baselines:
         steps = dict.fromkeys((recipe.lr, *rules.lr_grid))
         trains = tuple(replace(recipe, lr=lr) for lr in steps)
@@ -129,6 +136,27 @@ def images_of(
             Images(name="whole set", what=(Real(indices=None),), trains=(whole,), nbytes=nbytes)
         )
     return found
+
+
+def _recipes(s: DistilledSet, rules: Protocol) -> tuple[TrainSpec, TrainSpec | None]:
+    """Return how a set is trained on as a whole, and in stages if it has any."""
+    suited = rules.suited(s)
+    return suited.train_spec(s.recipe), suited.staged(s)
+
+
+def _distilled(item: Beside, train: TrainSpec, *, told: bool = False) -> Images:
+    """Return sets with how they are trained on; if `told`, the note says in how many steps."""
+    s = item.sets[0]
+    kind = "staged" if train.segments[0].blocks else "flat"
+    steps = train.steps(len(s.decode.index(s.targets.classes)), s.ends)
+    return Images(
+        name=item.name,
+        what=tuple(Distilled(digest=set_digest(each)) for each in item.sets),
+        trains=(train,),
+        nbytes=s.nbytes(),
+        note="; ".join(filter(None, [item.note, f"{kind}, {steps:,} steps" if told else ""])),
+        of=s,
+    )
 
 
 def _matched(

@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from potstill.artefact import DistilledSet, load
+from potstill.artefact import DistilledSet, load, set_digest
 from potstill.core.compute import Compute, Wish, choose
 from potstill.core.errors import InputError
 from potstill.core.files import read_json
@@ -19,11 +19,13 @@ from potstill.data import DataSet, keep_space, reopen
 from potstill.engine import Tasks, run_tasks
 from potstill.evaluation.computing import computed, trainings
 from potstill.evaluation.images import Beside, Images, check_data, cut_to, images_of
-from potstill.evaluation.protocol import PROTOCOLS, Protocol
+from potstill.evaluation.protocol import PROTOCOLS
 from potstill.evaluation.regimes import labels_of, regimes_of, teacher_of
 from potstill.evaluation.result import Result
 from potstill.evaluation.rows import Group, row_of, shown
-from potstill.evaluation.tasks import EvalSpec, Taught, evaluate_one, set_digest
+from potstill.evaluation.rules import Protocol
+from potstill.evaluation.specs import EvalSpec, Taught
+from potstill.evaluation.tasks import evaluate_one
 from potstill.experts import ExpertSpec, ImportedExpert, train_expert
 from potstill.functional import TrainSpec
 from potstill.nets import NET_POOLS, NetSpec, build, filled, variant

@@ -1,17 +1,12 @@
-"""Protocols as data: how a distilled set is trained on and how accuracies become one number."""
+"""Protocols as data, each by its name."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
-from potstill.artefact import DistilledSet
 from potstill.augment import DSA, RAT, CutMix, Policy, Views
-from potstill.core.errors import InputError
 from potstill.core.registry import Registry
-from potstill.core.spec import record
-from potstill.data import MeanStd
+from potstill.evaluation.rules import Protocol
 from potstill.functional import (
     SGD,
     Adam,
@@ -21,98 +16,6 @@ from potstill.functional import (
     idc_segments,
     mtt_segments,
 )
-
-
-@record
-@dataclass(frozen=True, kw_only=True)
-class Protocol:
-    """How a set is evaluated; None means "as the recipe inside the artefact says"."""
-
-    name: str
-    help: str = ""
-    """One line for people."""
-    lr: float | None = None
-    """Step size."""
-    own_lr: bool = False
-    """Whether a recipe with the protocol's kind of optimizer keeps its step size."""
-    augment: Policy | Literal["none"] | None = None
-    """Augmentation of the training images, or "none" at all."""
-    mix: CutMix | Literal["none"] | None = None
-    """Mixing of images and targets, or "none" at all."""
-    keeps: bool = False
-    """Whether a recipe with the protocol's policy, of whatever constants, keeps it and its mix."""
-    segments: tuple[Segment, ...] | None = None
-    """Epochs, step-size factors and optimizer resets."""
-    epochs: tuple[tuple[int, int], ...] = ()
-    """Instead of segments: for more than so many training images a class so many epochs (see
-    `suited`), ascending from (0, ...)."""
-    marks: tuple[int, ...] = ()
-    """Epochs after which networks are measured too; a row is of the mark best on validation."""
-    optimizer: SGD | Adam | None = None
-    batch: int | None = None
-    sampler: tuple[int, int] | None = None
-    """Classes and images of each a step (an epoch is then one step), unless the recipe has its own
-    class-balanced batches."""
-    hard_only: bool = False
-    """Whether soft labels are refused."""
-    seeds: int = 5
-    """Networks a row, seeds 0, 1, ...; the report is of the last epoch unless there are marks."""
-    ddof: int = 1
-    """Std over networks: 1 = of the sample, 0 = of the population."""
-    baselines: bool = True
-    """Whether matched real images are shown beside the set."""
-    lr_grid: tuple[float, ...] = ()
-    """Step sizes that matched real images may take instead of the set's own one."""
-
-    def suited(self, s: DistilledSet) -> Protocol:
-        """Return the protocol for a set: what depends on its images and normaliser is filled in.
-
-        Epochs follow from the decoded images a class; with 100 or more classes they are two thirds
-        of those in the table, in whole hundreds. Views of pixels get mean and std.
-
-        Raises:
-            InputError: if views are asked for of images that are not normalised by mean and std.
-        """
-        found = self
-        if self.epochs:
-            classes = len(s.classes)
-            count = len(s.decode.index(s.targets.classes)) / classes
-            epochs = [epochs for more, epochs in self.epochs if count > more][-1]
-            epochs = epochs * 2 // 3 // 100 * 100 if classes >= 100 else epochs
-            found = replace(found, segments=idc_segments(epochs))
-        if isinstance(self.augment, Views):
-            space = s.space
-            if not isinstance(space, MeanStd):
-                raise InputError(
-                    f"Protocol {self.name!r} changes colours, which it can do to images normalised "
-                    "by mean and standard deviation only."
-                )
-            found = replace(found, augment=replace(self.augment, mean=space.mean, std=space.std))
-        return found
-
-    def train_spec(self, recipe: TrainSpec) -> TrainSpec:
-        """Return the recipe of a set with this protocol's parts (see `suited`) in place."""
-        augment = None if self.augment == "none" else self.augment or recipe.augment
-        mix = None if self.mix == "none" else self.mix or recipe.mix
-        if self.keeps and type(recipe.augment) is type(self.augment):
-            augment, mix = recipe.augment, recipe.mix
-        batch, balanced = recipe.batch, recipe.balanced
-        if self.batch is not None:
-            batch, balanced = self.batch, None
-        elif self.sampler is not None and balanced is None:
-            batch, balanced = math.prod(self.sampler), self.sampler[1]
-        keeps_lr = self.own_lr and type(recipe.optimizer) is type(self.optimizer)
-        return replace(
-            recipe,
-            lr=recipe.lr if keeps_lr else self.lr or recipe.lr,
-            augment=augment,
-            mix=mix,
-            segments=self.segments or recipe.segments,
-            optimizer=self.optimizer or recipe.optimizer,
-            batch=batch,
-            balanced=balanced,
-        )
-
 
 PROTOCOLS: Registry[Protocol] = Registry("protocol")
 
@@ -234,6 +137,32 @@ IDC_IMAGENET = PROTOCOLS.add("idc-imagenet")(
     )
 )
 """Differs: images a class are those that the set's decoder gives, which its bound caps."""
+
+
+# Chen et al., PDD, ICLR 2024 (arXiv 2310.06982), by its released evaluation, over MTT and over IDC.
+# Differs: each network has initial weights of its own, where the one over MTT starts all of them
+# from those of one expert; the last epoch counts, where the one over IDC reports the best of 50
+# accuracies on the test part.
+_STAGED = "on the union so far, momentum carried; beside it the matched budget and the union"
+PROTOCOLS.add("staged")(
+    replace(
+        MTT,
+        name="staged",
+        help="PDD's over MTT: stages of 501 epochs with one drop, each at its own step size, "
+        f"{_STAGED}",
+        stage=mtt_segments(500),
+    )
+)
+PROTOCOLS.add("staged-idc")(
+    replace(
+        IDC_RULES,
+        name="staged-idc",
+        help="PDD's over IDC: stages of 500 epochs with drops to a fifth at 2/3 and 5/6, half the "
+        f"step size from the 6th on, {_STAGED}; else as idc",
+        stage=idc_segments(500),
+        half_from=6,
+    )
+)
 
 
 def whole_recipe() -> TrainSpec:

@@ -9,9 +9,10 @@ from potstill.artefact import DistilledSet, Hard
 from potstill.core.compute import Wish
 from potstill.core.errors import InputError, unknown
 from potstill.data import DataSet
-from potstill.evaluation.computing import computed
-from potstill.evaluation.protocol import Protocol, whole_recipe
-from potstill.evaluation.tasks import Taught
+from potstill.evaluation.computing import computed, work_of
+from potstill.evaluation.protocol import whole_recipe
+from potstill.evaluation.rules import Protocol
+from potstill.evaluation.specs import Taught
 from potstill.experts import ExpertSpec
 from potstill.nets import build
 
@@ -44,7 +45,7 @@ def regimes_of(s: DistilledSet, wanted: Sequence[str], rules: Protocol) -> tuple
 
 def teacher_of(s: DistilledSet, data: DataSet, wish: Wish) -> ExpertSpec:
     """Return the teacher for sets that bring none: their own network trained on the real images."""
-    size, classes, lesson = data.size, data.n_classes, [(whole_recipe(), len(data.train))]
+    size, classes, lesson = data.size, data.n_classes, [work_of(whole_recipe(), len(data.train))]
     module = build(s.net, channels=data.channels, size=size, classes=classes, seed=0)
     return ExpertSpec(
         data=s.ref,

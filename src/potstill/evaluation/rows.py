@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from potstill.evaluation.images import BASELINES, Images
-from potstill.evaluation.protocol import Protocol
 from potstill.evaluation.result import Row, spread
-from potstill.evaluation.tasks import EvalSpec, Taught
+from potstill.evaluation.rules import Protocol
+from potstill.evaluation.specs import EvalSpec, Taught
 from potstill.nets import describe
 
 

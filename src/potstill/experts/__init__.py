@@ -1,6 +1,16 @@
 """Expert trajectories: their store, their training, and sources of networks."""
 
 from potstill.experts.imports import Import, ImportedExpert, import_experts
+from potstill.experts.kept import kept, read_rows
+from potstill.experts.links import (
+    FILTERS,
+    After,
+    Begin,
+    Conditioned,
+    Continued,
+    Link,
+    link_tasks,
+)
 from potstill.experts.network_pool import NetworkPool, Paths, PathSpec, Starts, pool_tasks
 from potstill.experts.paths import NetworkPath, Walker
 from potstill.experts.pools import KIND, Pool, find_pool, pool_name, pools, remove_pool
@@ -15,14 +25,20 @@ from potstill.experts.train import (
 )
 
 __all__ = [
+    "FILTERS",
     "KIND",
+    "After",
     "Ahead",
+    "Begin",
+    "Conditioned",
+    "Continued",
     "Draw",
     "ExpertPlan",
     "ExpertSpec",
     "Fresh",
     "Import",
     "ImportedExpert",
+    "Link",
     "NetworkPath",
     "NetworkPool",
     "NetworkSource",
@@ -38,9 +54,12 @@ __all__ = [
     "expert_tasks",
     "find_pool",
     "import_experts",
+    "kept",
+    "link_tasks",
     "pool_name",
     "pool_tasks",
     "pools",
+    "read_rows",
     "remove_pool",
     "train_expert",
     "write_trajectory",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
+from torch import Tensor
 
 from potstill.core.compute import Compute
 from potstill.core.errors import InputError, WorkError, unknown
@@ -125,8 +126,20 @@ def walk(spec: PathSpec, context: dict[str, str], folder: Path) -> None:
     Raises:
         WorkError: if the weights stop being finite.
     """
-    data, space, k = reopen(spec.data), open_space(spec.space), spec.index
+    walk_from(spec, reopen(spec.data), None, context, folder)
+
+
+def walk_from(
+    spec: PathSpec, data: DataSet, theta: Tensor | None, context: dict[str, str], folder: Path
+) -> None:
+    """Walk one path on `data` from weights theta, a fresh network's if there are none.
+
+    Raises:
+        WorkError: if the weights stop being finite.
+    """
+    space, k = open_space(spec.space), spec.index
     net = Fresh(spec.net, data.channels, data.size, data.n_classes).net(spec.seed, k)
+    theta = net.theta0 if theta is None else theta
     clock, cpu = time.perf_counter(), time.process_time()
     found = at_hand(data, space, spec.compute.device)
     own = Walker(
@@ -139,7 +152,7 @@ def walk(spec: PathSpec, context: dict[str, str], folder: Path) -> None:
         compute=spec.compute,
     )
     rows = torch.empty(spec.matches, net.numel)
-    theta, state = own.start(net.theta0.to(spec.compute.device), k)
+    theta, state = own.start(theta.to(spec.compute.device), k)
     rows[0].copy_(theta)
     for place in range(1, spec.matches):
         theta, state = own.onward(theta, state, k, place)
@@ -159,9 +172,7 @@ def walk(spec: PathSpec, context: dict[str, str], folder: Path) -> None:
     write_trajectory(folder, rows, facts)
 
 
-def _measured(
-    net: FlatNet, theta: torch.Tensor, data: DataSet, space: Space, compute: Compute
-) -> float:
+def _measured(net: FlatNet, theta: Tensor, data: DataSet, space: Space, compute: Compute) -> float:
     val, prepare = data.val, space.forward
     net.train()
     if not net.separable:  # a trajectory holds no running statistics

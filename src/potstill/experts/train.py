@@ -143,7 +143,21 @@ def train_expert(spec: ExpertSpec, context: dict[str, str], folder: Path) -> Non
     Raises:
         WorkError: if the parameters stop being finite.
     """
-    data = reopen(spec.data)
+    train_from(spec, reopen(spec.data), None, context, folder)
+
+
+def train_from(
+    spec: ExpertSpec,
+    data: DataSet,
+    theta0: Tensor | None,
+    context: dict[str, str],
+    folder: Path,
+) -> None:
+    """Train one expert on `data` from weights theta0, its initial ones if there are none.
+
+    Raises:
+        WorkError: if the parameters stop being finite.
+    """
     net = flat(
         spec.net,
         channels=data.channels,
@@ -152,9 +166,10 @@ def train_expert(spec: ExpertSpec, context: dict[str, str], folder: Path) -> Non
         seed=spec.seed,
         key=("expert", spec.index),
     )
+    theta0 = net.theta0 if theta0 is None else theta0
     compute, device = spec.compute, torch.device(spec.compute.device)
     rows = torch.empty(spec.train.epochs + 1, net.numel, pin_memory=device.type == "cuda")
-    rows[0] = net.theta0
+    rows[0] = theta0
     losses: list[float] = []
 
     def keep(epoch: int, theta: Tensor, loss: float) -> None:
@@ -166,7 +181,7 @@ def train_expert(spec: ExpertSpec, context: dict[str, str], folder: Path) -> Non
     pixels, prepare = prepared(space, data.train.pixels)
     theta = fit(
         net,
-        net.theta0.to(device),
+        theta0.to(device),
         moved(pixels, device),
         data.train.labels.to(device),
         spec.train,

@@ -9,6 +9,7 @@ from potstill.functional.schedule import (
     idc_recipe,
     idc_segments,
     mtt_segments,
+    within,
 )
 from potstill.functional.sharpness import GSAM
 from potstill.functional.steps import augmented, training_loss
@@ -39,4 +40,5 @@ __all__ = [
     "take_steps",
     "training_loss",
     "unroll",
+    "within",
 ]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from typing import Literal
 
 from potstill.augment import DSA, IDC, CutMix, Policy
@@ -18,15 +21,18 @@ from potstill.functional.sharpness import GSAM
 class Segment:
     """Some epochs at one step size, lr_scale times that of the `TrainSpec`.
 
-    optimizer: start with "new" optimizer state or with that "carried" from the segment before.
+    optimizer: start with "new" optimizer state or with that "carried" from the segment before;
+    blocks: train on the first so many blocks of a set with stages only; None: on all images.
 
     Raises:
-        InputError: for fewer than 1 epoch, an lr_scale of at most 0, another optimizer word.
+        InputError: for fewer than 1 epoch or block, an lr_scale of at most 0, another optimizer
+            word.
     """
 
     epochs: int
     lr_scale: float = 1.0
     optimizer: Literal["new", "carried"] = "new"
+    blocks: int | None = None
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
@@ -35,6 +41,8 @@ class Segment:
             raise InputError(f"A segment's lr_scale must be above 0, not {self.lr_scale}.")
         if self.optimizer not in ("new", "carried"):
             raise unknown("segment optimizer", self.optimizer, ("new", "carried"))
+        if self.blocks is not None and self.blocks < 1:
+            raise InputError(f"A segment needs at least 1 block, not {self.blocks}.")
 
 
 @record
@@ -84,13 +92,58 @@ class TrainSpec:
         """The number of epochs of all segments."""
         return sum(segment.epochs for segment in self.segments)
 
-    def steps(self, count: int) -> int:
-        """Return the optimizer steps of a training on `count` images."""
-        return self.epochs * (1 if self.balanced else -(-count // self.batch))
+    def steps(self, count: int, ends: Sequence[int] = ()) -> int:
+        """Return the optimizer steps of a training on `count` images.
 
-    def seen(self, count: int) -> int:
-        """Return how many images, with repetition, a training on `count` images takes at most."""
-        return self.epochs * (min(self.batch, count) if self.balanced else count)
+        `ends` are the images of the first 1, 2, ... blocks, for segments that name blocks.
+        """
+        return sum(
+            epochs * (1 if self.balanced else -(-images // self.batch))
+            for epochs, images in self._parts(count, ends)
+        )
+
+    def seen(self, count: int, ends: Sequence[int] = ()) -> int:
+        """Return how many images, with repetition, a training on `count` images takes at most.
+
+        `ends` is as in `steps`.
+        """
+        return sum(
+            epochs * (min(self.batch, images) if self.balanced else images)
+            for epochs, images in self._parts(count, ends)
+        )
+
+    def _parts(self, count: int, ends: Sequence[int]) -> Iterator[tuple[int, int]]:
+        """Yield epochs and number of images of each segment."""
+        for segment in self.segments:
+            blocks = segment.blocks or 0
+            if blocks > len(ends):
+                raise InputError(
+                    f"A segment takes the first {blocks} blocks; sizes of {len(ends)} are known."
+                )
+            yield segment.epochs, ends[blocks - 1] if blocks else count
+
+
+def within(staged: TrainSpec, flat: TrainSpec, ends: Sequence[int]) -> TrainSpec:
+    """Return a training in stages with at most the steps and images of a flat one on the union.
+
+    All its segments keep the same part of their epochs, the largest that fits, rounded down but at
+    least 1 epoch each, even where that is too much; `ends` is as in `TrainSpec.steps`.
+    """
+
+    def at(part: Fraction) -> TrainSpec:
+        epochs = [max(1, int(part * segment.epochs)) for segment in staged.segments]
+        pairs = zip(staged.segments, epochs, strict=True)
+        return replace(staged, segments=tuple(replace(s, epochs=n) for s, n in pairs))
+
+    def fits(spec: TrainSpec) -> bool:
+        return spec.steps(count, ends) <= steps and spec.seen(count, ends) <= seen
+
+    count = ends[-1]
+    steps, seen = flat.steps(count), flat.seen(count)
+    parts = {Fraction(n, s.epochs) for s in staged.segments for n in range(1, s.epochs + 1)}
+    falling = sorted(parts, reverse=True)
+    first = bisect_left(falling, True, key=lambda part: fits(at(part)))
+    return at(falling[first] if first < len(falling) else Fraction(0))
 
 
 def mtt_segments(epochs: int = 1000) -> tuple[Segment, ...]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -19,11 +20,12 @@ from potstill.data import Pixels
 from potstill.functional.advance import Job, Prepare, advance, as_input
 from potstill.functional.kernels import logits
 from potstill.functional.optim import State
-from potstill.functional.sampling import sampler
-from potstill.functional.schedule import TrainSpec
+from potstill.functional.sampling import Sampler, sampler
+from potstill.functional.schedule import Segment, TrainSpec
 from potstill.nets.flat import FlatNet
 
 OnEpoch = Callable[[int, Tensor, float], None]
+View = Callable[[int], tuple[Pixels, Tensor] | tuple[Pixels, Tensor, Tensor | None]]
 
 
 def fit(
@@ -38,6 +40,7 @@ def fit(
     places: Tensor | None = None,
     prepare: Prepare | None = None,
     on_epoch: OnEpoch | None = None,
+    view: View | None = None,
     compute: Compute | None = None,
 ) -> Tensor:
     """Return the weights after training from theta by the spec.
@@ -59,19 +62,30 @@ def fit(
         prepare: applied to each batch before augmentation, e.g. a normaliser's `forward`.
         on_epoch: called as (epoch index, theta, mean loss) after each epoch; theta is never
             overwritten afterwards.
+        view: images, targets and, where there are any, places of the first so many blocks, for
+            segments that name blocks; asked once a run of segments with the same number.
         compute: how; by default in eager float32 on theta's device, by torch's threads.
 
     Raises:
-        InputError: if images and targets differ in number or do not suit the spec, or theta is not
-            on the device of `compute`.
+        InputError: if images and targets differ in number or do not suit the spec, theta is not on
+            the device of `compute`, or a segment names blocks and there is no view.
     """
-    _check(images, targets, spec, prepare)
-    _check_last(net, theta, images, spec, prepare)
-    job = Job.of(net, theta, images, targets, spec, prepare, compute)
-    drawn = sampler(targets, spec, places)
+    if view is None and any(segment.blocks for segment in spec.segments):
+        raise InputError("A training in stages needs a set with blocks (view).")
+
+    def parts() -> Iterator[tuple[Segment, Job, Sampler]]:
+        for blocks, segments in groupby(spec.segments, lambda segment: segment.blocks):
+            part = (images, targets, places) if blocks is None or view is None else view(blocks)
+            x, y, *by = part
+            _check(x, y, spec, prepare)
+            _check_last(net, theta, x, spec, prepare)
+            job = Job.of(net, theta, x, y, spec, prepare, compute)
+            drawn = sampler(y, spec, *by)
+            yield from ((segment, job, drawn) for segment in segments)
+
     theta, state, step, epoch = theta.detach().clone(), (), 0, 0
     with _computing(compute, theta):
-        for segment in spec.segments:
+        for segment, job, drawn in parts():
             if epoch == 0 or segment.optimizer == "new":
                 state, step = spec.optimizer.init(theta), 0
             lr = torch.tensor(spec.lr * segment.lr_scale, dtype=theta.dtype, device=theta.device)

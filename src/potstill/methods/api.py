@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -17,13 +17,14 @@ from potstill.core.spec import record
 from potstill.core.store import Store
 from potstill.data import DataSet, Space
 from potstill.engine import Ranks, Tasks
-from potstill.experts import NetworkSource
+from potstill.experts import After, Begin, ImportedExpert, NetworkSource
+from potstill.functional import Segment
 from potstill.nets import FlatNet, NetSpec
 
 S = TypeVar("S")
 Metrics = dict[str, float]
 Done = Mapping[str, list[Path]]
-"""Folders of finished task phases, by the kind of the phase."""
+"""Folders of finished phases, by name: that of a loop's stage, or the kind of its tasks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,23 +85,30 @@ class Context:
     """Whether the run began before: its settings stand, even those that say nothing."""
     nets: NetworkSource | None = None
     done: Done = field(default_factory=dict)
-    """Folders of the task phases that were finished before the loop."""
+    """Folders of the phases that were finished before the loop."""
     store: Store | None = None
     """Where finished work lies; in the user's cache by default."""
     ranks: Ranks = Ranks()
     """Which process this is, of those that share the outer steps."""
+    after: After | None = None
+    """Where networks begin that were trained on earlier blocks; None: fresh networks."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loop:
     """A phase of outer steps of the method itself; `nets` is the source that it draws from.
 
-    `opening` returns a line for people from the context and the state before the first step.
+    `opening` returns a line for people from the context and the state before the first step. The
+    steps of a run's loops are numbered in one row: `first` are those of earlier loops. `stage` is
+    the name of a loop that others follow: its set lies in the run's folder stages/STAGE, which
+    `done[STAGE]` then names.
     """
 
     steps: int
     nets: NetworkSource | None = None
     opening: Callable[[Context, Any], str] | None = None
+    first: int = 0
+    stage: str = ""
 
 
 Phase = Tasks | Loop
@@ -165,6 +173,29 @@ class Method(Protocol[S]):
 
     def scaled(self, scale: Literal["smoke", "cpu"]) -> Any:
         """Return the method with at most the counts of a scale; nothing but counts changes."""
+        ...
+
+
+class Conditional(Protocol):
+    """What a method has besides, if its networks can begin where others ended (`Context.after`)."""
+
+    diluted: ClassVar[bool]
+    """Whether images move the less the more of them a student sees (not with Adam)."""
+
+    def firsts(self, ctx: Context, count: int) -> tuple[Begin | ImportedExpert, ...]:
+        """Return the networks that go from stage to stage; `count` if the method has no number."""
+        ...
+
+    def segments(self, epochs: int | None = None) -> tuple[Segment, ...]:
+        """Return how a network is trained on the set, for so many nominal epochs if any are named.
+
+        The nominal number itself is `nominal`.
+        """
+        ...
+
+    @property
+    def nominal(self) -> int:
+        """Return the nominal epochs of training on the set."""
         ...
 
 

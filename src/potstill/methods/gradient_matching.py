@@ -16,8 +16,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -26,8 +27,8 @@ from potstill.artefact import DistilledSet, MultiFormation
 from potstill.core.errors import InputError
 from potstill.core.spec import record
 from potstill.data import MeanStd
-from potstill.experts import Fresh, Paths, Starts, pool_tasks
-from potstill.functional import TrainSpec
+from potstill.experts import Begin, Paths, Starts, pool_tasks
+from potstill.functional import Segment, TrainSpec
 from potstill.functional.matched import chosen
 from potstill.methods.api import Context, Cost, Done, Loop, Metrics, Phase, name_of
 from potstill.methods.by_class import distances
@@ -43,7 +44,7 @@ from potstill.methods.moving import (
     settled,
     undone,
 )
-from potstill.methods.start import class_rows, first_images, labels_of
+from potstill.methods.start import beginnings, class_rows, first_images, labels_of
 from potstill.nets import hindrance
 
 
@@ -51,6 +52,8 @@ from potstill.nets import hindrance
 @dataclass(frozen=True, kw_only=True)
 class GradientMatching(Settings, ABC):
     """Match the gradients of real images; the presets dc, dsa, dm and idc are of this kind."""
+
+    diluted: ClassVar[bool] = True
 
     def check(self, ctx: Context) -> None:
         """Refuse networks, factors and batches that do not fit the data."""
@@ -125,7 +128,7 @@ class GradientMatching(Settings, ABC):
     def phases(self, ctx: Context, done: Done) -> Phase | None:
         """Walk the pool's networks, if there are any; then match."""
         if self.pool.size and "experts" not in done:
-            return pool_tasks(
+            tasks = pool_tasks(
                 self.pool,
                 self.path,
                 self.matches,
@@ -134,9 +137,10 @@ class GradientMatching(Settings, ABC):
                 ctx.net_spec,
                 compute=ctx.plan.tasks,
             )
+            return tasks if ctx.after is None else ctx.after.continued(tasks)
         if "loop" in done:
             return None
-        nets = Fresh(ctx.net_spec, ctx.data.channels, ctx.data.size, ctx.data.n_classes)
+        nets = beginnings(ctx)
         if self.pool.size:
             folders = done["experts"]
             whole = self.pool.keeps == "paths"
@@ -229,6 +233,22 @@ class GradientMatching(Settings, ABC):
             recipe=self.recipe(),
             decode=self.cut(ctx.space),
         )
+
+    def firsts(self, ctx: Context, count: int) -> tuple[Begin, ...]:
+        """Return the networks that go from stage to stage: those of the pool, or so many."""
+        seed = self.pool.seed if self.pool.size else ctx.seed
+        places = range(self.pool.size or count)
+        return tuple(Begin(seed=seed, kind="fresh", index=k) for k in places)
+
+    def segments(self, epochs: int | None = None) -> tuple[Segment, ...]:
+        """Return how networks are trained on the set, for so many nominal epochs."""
+        own = self if epochs is None else replace(self, evaluation_epochs=epochs)
+        return own.recipe().segments
+
+    @property
+    def nominal(self) -> int:
+        """Return the nominal epochs of training on the set."""
+        return self.evaluation_epochs
 
     @abstractmethod
     def recipe(self) -> TrainSpec:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -24,14 +24,22 @@ from potstill.augment import DSA, Policy
 from potstill.core.errors import InputError
 from potstill.core.keys import generator
 from potstill.core.spec import record
-from potstill.experts import ExpertPlan, Trajectories, check_window, epochs_of, expert_tasks
-from potstill.functional import SGD, TrainSpec, ce, graph_bytes, mtt_segments
+from potstill.experts import (
+    Begin,
+    ExpertPlan,
+    ExpertSpec,
+    ImportedExpert,
+    Trajectories,
+    check_window,
+    epochs_of,
+)
+from potstill.functional import SGD, Segment, TrainSpec, ce, graph_bytes, mtt_segments
 from potstill.functional.steps import augmented, training_loss
 from potstill.methods.api import METHODS, Context, Cost, Done, Loop, Metrics, Phase
 from potstill.methods.export import distilled
 from potstill.methods.matching import State, at_rest, descend, match, minibatches, roll_back
 from potstill.methods.start import first_images, labels_of
-from potstill.methods.work import expert_advice, expert_work
+from potstill.methods.work import expert_advice, expert_phase, expert_work
 from potstill.nets import hindrance, kept_bytes
 
 
@@ -41,6 +49,7 @@ from potstill.nets import hindrance, kept_bytes
 class MTT:
     """Match the training trajectories of experts (Cazenavette et al., CVPR 2022)."""
 
+    diluted: ClassVar[bool] = True
     iterations: int = 5000
     """Outer steps."""
     steps: int = 50
@@ -50,7 +59,8 @@ class MTT:
     max_start_epoch: int = 2
     """T: expert epochs at which a student may start are 0 .. T-1."""
     batch_syn: int | None = None
-    """Distilled images a student step; all of them by default."""
+    """Distilled images a student step; by default as many as there are that move (all of them, or
+    those of a stage)."""
     lr_img: float = 100.0
     """Step size of the images."""
     lr_lr: float = 1e-7
@@ -101,10 +111,11 @@ class MTT:
 
     def cost(self, ctx: Context) -> Cost:
         """Return predicted graph bytes of both strategies, the bytes of the experts, the work."""
-        epochs, module = epochs_of(self.experts, ctx.store), ctx.net.load(ctx.net.theta0)
+        module = ctx.net.load(ctx.net.theta0)
         kept = kept_bytes(module, ctx.data.channels, ctx.data.size)
-        batch, steps = self.batch_syn or len(labels_of(ctx)), self.iterations * self.steps
-        task_images, task_steps = expert_work(self.experts, len(ctx.data.train))
+        batch, steps = self._batch(ctx), self.iterations * self.steps
+        plan, count = self._experts(ctx), len(ctx.data.train)
+        task_images, task_steps = expert_work(plan, count)
         bytes_of = {
             strategy: graph_bytes(
                 strategy=strategy,
@@ -118,27 +129,19 @@ class MTT:
         return Cost(
             graph_bytes=bytes_of["graph"],
             adjoint_bytes=bytes_of["adjoint"],
-            disk_bytes=self.experts.count * (epochs + 1) * ctx.net.numel * 4,
+            disk_bytes=plan.count * (epochs_of(plan, ctx.store) + 1) * ctx.net.numel * 4,
             steps=self.iterations,
             window_images=steps * batch,
             window_steps=steps,
             task_images=task_images,
             task_steps=task_steps,
-            notes=expert_advice(self.experts, len(ctx.data.train)),
+            notes=expert_advice(plan, count),
         )
 
     def phases(self, ctx: Context, done: Done) -> Phase | None:
         """Train the experts, then match them."""
         if "experts" not in done:
-            return expert_tasks(
-                self.experts,
-                ctx.data,
-                ctx.space,
-                ctx.net_spec,
-                seed=ctx.seed,
-                compute=ctx.plan.tasks,
-                store=ctx.store,
-            )
+            return expert_phase(self._experts(ctx), ctx)
         if "loop" not in done:
             source = Trajectories.open(
                 done["experts"], start_epochs=self.max_start_epoch, span=self.expert_epochs
@@ -163,7 +166,7 @@ class MTT:
             state["images"],
             labels,
             state["beta"],
-            minibatches(shape, self.batch_syn, self.steps, self.augment, chance),
+            minibatches(shape, self._batch(ctx), self.steps, self.augment, chance),
             prepare=augmented(self.augment),
             scales=scales,
             strategy=ctx.plan.strategy,
@@ -193,13 +196,43 @@ class MTT:
         """Return the union of all blocks with the published recipe and the learned beta."""
         recipe = TrainSpec(
             lr=float(state["beta"]),
-            segments=mtt_segments(self.evaluation_epochs),
+            segments=self.segments(),
             batch=256,
             optimizer=SGD(momentum=0.9, weight_decay=5e-4),
             augment=self.augment,
         )
         images = torch.cat(state["images"])
         return distilled(ctx, self, images=images, targets=labels_of(ctx), recipe=recipe)
+
+    def firsts(self, ctx: Context, count: int) -> tuple[Begin | ImportedExpert, ...]:
+        """Return the networks that go from stage to stage: the experts."""
+        return tuple(
+            Begin(seed=spec.seed, kind="expert", index=spec.index)
+            if isinstance(spec, ExpertSpec)
+            else spec
+            for spec in expert_phase(self.experts, ctx).specs
+        )
+
+    def segments(self, epochs: int | None = None) -> tuple[Segment, ...]:
+        """Return how a network is trained on the set, for so many nominal epochs."""
+        return mtt_segments(self.evaluation_epochs if epochs is None else epochs)
+
+    @property
+    def nominal(self) -> int:
+        """Return the nominal epochs of training on the set."""
+        return self.evaluation_epochs
+
+    def _experts(self, ctx: Context) -> ExpertPlan:
+        """Return the experts of a stage: after the first, only the epochs that are ever read."""
+        if ctx.after is None:
+            return self.experts
+        epochs = self.max_start_epoch - 1 + self.expert_epochs
+        return dataclasses.replace(self.experts, epochs=epochs, imported=None)
+
+    def _batch(self, ctx: Context) -> int:
+        classes = ctx.data.n_classes
+        moving = sum(classes * block.ipc for block in ctx.synth if block.lr_scale)
+        return self.batch_syn or moving
 
     def scaled(self, scale: Literal["smoke", "cpu"]) -> MTT:
         """Return the method with at most the counts of the scale; nothing else changes."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -25,8 +25,8 @@ from potstill.core.errors import InputError, unknown
 from potstill.core.keys import generator, integer
 from potstill.core.spec import record
 from potstill.engine import Ranks
-from potstill.experts import Fresh
-from potstill.functional import TrainSpec, graph_bytes
+from potstill.experts import Begin
+from potstill.functional import Segment, TrainSpec, graph_bytes
 from potstill.methods.api import METHODS, Context, Cost, Done, Loop, Metrics, Phase
 from potstill.methods.export import distilled
 from potstill.methods.idle import refuse_idle
@@ -34,7 +34,7 @@ from potstill.methods.inner import Inner
 from potstill.methods.outer import LABELS, Clip, Rates, State, begun, descend, on_device, skipped
 from potstill.methods.real import RealImages, missed
 from potstill.methods.shared import rounding
-from potstill.methods.start import INITS, first_images, labels_of
+from potstill.methods.start import INITS, beginnings, first_images, labels_of
 from potstill.methods.student import Found, averaged, gradient_norms, meta_gradient
 from potstill.methods.windows import Window, turned, witnessed
 from potstill.nets import hindrance, kept_bytes
@@ -49,6 +49,8 @@ class RaTBPTT:
     Without settings: the published command for CIFAR-10, 10 images a class, but no whitening (see
     --normaliser) and torch's eps of Adam inside the window, too (see inner.window_eps).
     """
+
+    diluted: ClassVar[bool] = False
 
     iterations: int = 20_000
     """Outer steps."""
@@ -128,9 +130,9 @@ class RaTBPTT:
         """Only distil: every student starts from a fresh network."""
         if "loop" in done:
             return None
-        nets = Fresh(ctx.net_spec, ctx.data.channels, ctx.data.size, ctx.data.n_classes)
         low = ctx.plan.window.precision == "bfloat16"
-        return Loop(steps=self.iterations, nets=nets, opening=self._rounding if low else None)
+        opening = self._rounding if low else None
+        return Loop(steps=self.iterations, nets=beginnings(ctx), opening=opening)
 
     def init(self, ctx: Context) -> State:
         """Return the first images, one-hot labels if they are learned, no moments."""
@@ -234,6 +236,19 @@ class RaTBPTT:
         images, targets = torch.cat(state["images"]), torch.cat(self._targets(ctx, state))
         recipe = self._recipe(ctx, state)
         return distilled(ctx, self, images=images, targets=targets, recipe=recipe)
+
+    def firsts(self, ctx: Context, count: int) -> tuple[Begin, ...]:
+        """Return the networks that go from stage to stage: so many fresh ones."""
+        return tuple(Begin(seed=ctx.seed, kind="fresh", index=k) for k in range(count))
+
+    def segments(self, epochs: int | None = None) -> tuple[Segment, ...]:
+        """Return how a network is trained on the set, for so many steps."""
+        return (Segment(epochs=self.evaluation_steps if epochs is None else epochs),)
+
+    @property
+    def nominal(self) -> int:
+        """Return the steps of training on the set."""
+        return self.evaluation_steps
 
     def scaled(self, scale: Literal["smoke", "cpu"]) -> RaTBPTT:
         """Return the method with at most the counts of the scale; nothing else changes."""

@@ -12,10 +12,18 @@ from potstill.core.errors import InputError
 from potstill.core.keys import generator
 from potstill.coresets import members_of, shuffled
 from potstill.data import DataSet
+from potstill.experts import Fresh, NetworkSource
 from potstill.methods.api import Context
 
 INITS = ("real", "noise", "unit-noise", "cluster")
 """Ways to begin."""
+
+
+def beginnings(ctx: Context) -> NetworkSource:
+    """Return where networks come from: fresh ones, or those that earlier blocks have trained."""
+    if ctx.after is not None and (found := ctx.after.source) is not None:
+        return found
+    return Fresh(ctx.net_spec, ctx.data.channels, ctx.data.size, ctx.data.n_classes)
 
 
 def first_images(ctx: Context, init: str, decoder: Decoder | None = None) -> tuple[Tensor, ...]:
@@ -26,12 +34,14 @@ def first_images(ctx: Context, init: str, decoder: Decoder | None = None) -> tup
     image scaled to norm 1; `cluster`: unit norm, normal around class means, which are normal and
     four times as far apart at the nearest as images scatter. With a decoder that cuts images,
     `real` are mosaics of as many real images as it cuts out. A block that brings its images keeps
-    them. Differs: IDC takes the first images of each class.
+    them. Where a filter leaves a class too few images, some come twice, and so may images that
+    earlier stages began with. Differs: IDC takes the first images of each class.
 
     Raises:
         InputError: for a class with too few training images, or images that do not fit a block.
     """
     blocks, used = [], 0
+    filtered = ctx.after is not None and bool(ctx.after.rows)
     for k, block in enumerate(ctx.synth):
         shape = (ctx.data.n_classes * block.ipc, ctx.data.channels, *ctx.data.size)
         if block.images is not None:
@@ -40,6 +50,7 @@ def first_images(ctx: Context, init: str, decoder: Decoder | None = None) -> tup
                     f"Block {k} needs images {list(shape)}, not {list(block.images.shape)}."
                 )
             blocks.append(block.images)
+            used -= block.ipc if filtered else 0
         elif init != "real":
             noise = torch.randn(shape, generator=generator(ctx.seed, "noise", k))
             blocks.append(noise if init == "noise" else _of_norm_one(ctx, noise, init))
@@ -69,7 +80,8 @@ def _mosaics(ctx: Context, decoder: Decoder | None, start: int, stop: int) -> Te
     train, classes = ctx.data.train, ctx.data.classes
     cells = decoder.cells if isinstance(decoder, MultiFormation) else 1
     counts = [stop * cells] * len(classes)
-    again = ctx.replacement or cells > 1
+    filtered = ctx.after is not None and bool(ctx.after.rows)
+    again = ctx.replacement or cells > 1 or filtered
     found = members_of(train, counts, replacement=again, classes=classes)
     parts = []
     for label, members in enumerate(found):

@@ -4,9 +4,24 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from potstill.experts import ExpertPlan
+from potstill.engine import Tasks
+from potstill.experts import ExpertPlan, expert_tasks
 from potstill.methods.api import Context
 from potstill.nets import FlatNet, kept_bytes
+
+
+def expert_phase(plan: ExpertPlan, ctx: Context) -> Tasks:
+    """Return the training of experts, which in later stages begin where links ended."""
+    tasks = expert_tasks(
+        plan,
+        ctx.data,
+        ctx.space,
+        ctx.net_spec,
+        seed=ctx.seed,
+        compute=ctx.plan.tasks,
+        store=ctx.store,
+    )
+    return tasks if ctx.after is None else ctx.after.continued(tasks)
 
 
 def expert_work(plan: ExpertPlan, images: int) -> tuple[int, int]:

@@ -88,8 +88,9 @@ def scaled(run: Run, scale: str) -> Run:
         return run
     method = run.method.scaled(scale)
     smoke = scale == "smoke"
-    steps = getattr(method, "iterations", 1)  # coresets choose at once
-    cells = getattr(method, "factor", 1) ** 2  # real images that one stored image begins with
+    base = getattr(method, "base", method)
+    steps = getattr(base, "iterations", 1)  # coresets choose at once
+    cells = getattr(base, "factor", 1) ** 2  # real images that one stored image begins with
     standin = smoke and run.data.startswith("standin:")
     return dataclasses.replace(
         run,

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from potstill.artefact import DistilledSet, load
+from potstill.artefact import DistilledSet, load, set_digest
 from potstill.core.errors import InputError
 from potstill.core.files import locked, read_json, sweep, write_json
 from potstill.core.log import Metrics, Quiet, Reporter
@@ -17,8 +17,8 @@ from potstill.core.store import Store
 from potstill.core.threads import using_threads
 from potstill.data import DataSet, keep_space
 from potstill.engine import Tasks, joined, run_tasks
-from potstill.evaluation.tasks import Distilled, EvalSpec, evaluate_one, set_digest
-from potstill.experts import Ahead, Paths, Trajectories
+from potstill.evaluation import Distilled, EvalSpec, evaluate_one
+from potstill.experts import Ahead, Conditioned, Paths, Trajectories
 from potstill.methods.api import Context, Loop
 from potstill.run.config import Run, Where
 from potstill.run.folder import (
@@ -66,7 +66,7 @@ def distil(
             raise InputError(f"Another process began the same run in {out} just now.")
         if plan is None:
             write_json(out / "config.json", config)
-        for folder in (out, out / "state", out / "candidates"):
+        for folder in (out, out / "state", out / "candidates", out / "stages"):
             sweep(folder)
         write_json(out / "env.json", environment())
         keep_space(ctx.space)  # for tasks in other processes
@@ -110,28 +110,36 @@ def _phases(
                     workers=where.workers,
                     on_done=lambda done, total, advance=advance: advance(done),
                 )
-            done[phase.kind] = [store.verify(phase.kind, spec) for spec in phase.specs]
-            ctx.ranks.first(lambda phase=phase: done[phase.kind])
+            done[phase.phase] = [store.verify(phase.kind, spec) for spec in phase.specs]
+            ctx.ranks.first(lambda phase=phase: done[phase.phase])
             spent.save()
         else:
+            kept = out / "stages" / phase.stage if phase.stage else None
+            there = ctx.ranks.first(lambda kept=kept: kept is not None and kept.is_dir())
+            if kept is not None and there:
+                done[phase.stage] = [kept]
+                continue
             nets = phase.nets
-            if ctx.plan.window.device == "cuda" and isinstance(nets, Trajectories | Paths):
+            stored = Trajectories | Paths | Conditioned
+            if ctx.plan.window.device == "cuda" and isinstance(nets, stored):
                 nets = Ahead(nets)  # the disk is read while the GPU computes
             looped = dataclasses.replace(ctx, nets=nets, done=dict(done))
             with stop.gently():
                 result = _loop(run, looped, phase, out, store, where, report, stop, spent)
-            done["loop"] = [out]
+            result = _signed(run, result, spent)
+            kept = kept or out / "distilled"
+            result.save(kept)
+            ctx.ranks.first(lambda: None)  # the others wait for it
+            done[phase.stage or "loop"] = [kept]
     assert result is not None
-    origin = dataclasses.replace(
-        result.origin,
-        recipe=run.recipe,
-        cost=canonical(spent.total()),
-        reading=run.reading,
-    )
-    result = dataclasses.replace(result, origin=origin)
-    result.save(out / "distilled")
-    ctx.ranks.first(lambda: None)  # the others wait for it
     return result
+
+
+def _signed(run: Run, s: DistilledSet, spent: Spent) -> DistilledSet:
+    """Return a set with what the method does not know of where it comes from."""
+    cost = canonical(spent.total())
+    origin = dataclasses.replace(s.origin, recipe=run.recipe, cost=cost, reading=run.reading)
+    return dataclasses.replace(s, origin=origin)
 
 
 def _loop(
@@ -147,32 +155,34 @@ def _loop(
 ) -> DistilledSet:
     """Take the outer steps from the last checkpoint on and return the chosen set."""
     file = out / "state" / "checkpoint.safetensors"
-    if file.exists():
-        it, state, best = _restored(file)
-        report.say(f"Going on at outer step {it} of {loop.steps}.")
+    saved = _restored(file) if file.exists() else None
+    begin, end, of = loop.first, loop.first + loop.steps, f" of {loop.stage}" if loop.stage else ""
+    if saved is not None and saved[0] == loop.stage:
+        _, it, state, best = saved
+        report.say(f"Going on at outer step {it - begin} of {loop.steps}{of}.")
     else:
-        it, state, best = 0, run.method.init(ctx), None
+        it, state, best = begin, run.method.init(ctx), None
     it, state = ctx.ranks.first(lambda: (it, state))
-    if loop.opening is not None and not it:
+    if loop.opening is not None and it == begin:
         report.say(loop.opening(ctx, state))
     metrics = Metrics(out / "metrics.jsonl", keep_before=it)
 
     def checkpoint() -> None:
         metrics.sync()
-        save_tree(file, {"it": it, "state": state, "best": best})
+        save_tree(file, {"stage": loop.stage, "it": it, "state": state, "best": best})
         spent.save()
 
     saved_at = time.monotonic()
     try:
-        with report.phase("distilling", loop.steps, it) as advance:
-            while it < loop.steps and not stop.anywhere(ctx.ranks):
+        with report.phase(f"distilling{of}", loop.steps, it - begin) as advance:
+            while it < end and not stop.anywhere(ctx.ranks):
                 state, numbers = run.method.step(ctx, state, it)
                 metrics.write(it, numbers)
                 it += 1
                 if numbers.get("undone"):
                     report.say(f"Outer step {it - 1} was not finite: undone.")
-                advance(it, " ".join(f"{k} {v:.4g}" for k, v in list(numbers.items())[:2]))
-                if _is_mark(run, it, loop.steps):
+                advance(it - begin, " ".join(f"{k} {v:.4g}" for k, v in list(numbers.items())[:2]))
+                if _is_mark(run, it - begin, loop.steps):
                     best = _better(run, ctx, state, it, best, out, store, where)
                     checkpoint()
                 elif time.monotonic() - saved_at >= where.checkpoint_seconds:
@@ -191,11 +201,11 @@ def _loop(
     return dataclasses.replace(chosen, origin=origin)
 
 
-def _restored(file: Path) -> tuple[int, Any, dict[str, Any] | None]:
-    """Return outer step, state and best candidate of a checkpoint."""
+def _restored(file: Path) -> tuple[str, int, Any, dict[str, Any] | None]:
+    """Return stage, outer step, state and best candidate of a checkpoint."""
     try:
         saved = load_tree(file)
-        return saved["it"], saved["state"], saved["best"]
+        return saved.get("stage", ""), saved["it"], saved["state"], saved["best"]
     except (InputError, KeyError, TypeError) as error:
         raise InputError(
             f"The checkpoint cannot be read ({error}) Remove {file} to begin the outer steps "

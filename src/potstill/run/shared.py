@@ -82,17 +82,22 @@ def follow(run: Run, ctx: Context, out: Path) -> DistilledSet:
             return load(out / "distilled")
         while (phase := run.method.phases(ctx, done)) is not None:
             if isinstance(phase, Tasks):
-                done[phase.kind] = ctx.ranks.first(list)
+                done[phase.phase] = ctx.ranks.first(list)
+                continue
+            kept = out / "stages" / phase.stage if phase.stage else out / "distilled"
+            if ctx.ranks.first(bool):
+                done[phase.stage] = [kept]
                 continue
             looped = dataclasses.replace(ctx, nets=phase.nets, done=dict(done))
             it, state = ctx.ranks.first(tuple)
             with stop.gently():
-                while it < phase.steps and not stop.anywhere(ctx.ranks):
+                while it < phase.first + phase.steps and not stop.anywhere(ctx.ranks):
                     state, _ = run.method.step(looped, state, it)
                     it += 1
             ctx.ranks.total(time.process_time() - began)
-            if it < phase.steps:
+            began = time.process_time()
+            if it < phase.first + phase.steps:
                 stop.check()
-            done["loop"] = [out]
-        ctx.ranks.first(tuple)
+            ctx.ranks.first(tuple)
+            done[phase.stage or "loop"] = [kept]
     return load(out / "distilled")

@@ -24,7 +24,7 @@ from potstill.artefact import DistilledSet, load
 from potstill.core.errors import InputError
 from potstill.core.keys import generator
 from potstill.evaluation import Beside, Result, evaluate
-from potstill.evaluation.images import cut_to
+from potstill.evaluation.images import STAGED, cut_to
 from potstill.studies.kept import Study
 
 KINDS = ("whole set", "directly distilled", "first blocks", "random subset", "greedy subset")
@@ -86,9 +86,9 @@ def correlation(
         parts += [_part(KINDS[4], n, s.taken(chosen[n - 1])) for n in wanted]
     found = evaluated(s, seeds=seeds, baselines=False, beside=[part.beside for part in parts])
     said = [(KINDS[0], ipc), *((part.kind, part.ipc) for part in parts)]
+    shown = [row for row in found.to_json()["rows"] if row["name"] not in STAGED[1:]]
     rows = [
-        {"kind": kind, "ipc": count, **row}
-        for (kind, count), row in zip(said, found.to_json()["rows"], strict=True)
+        {"kind": kind, "ipc": count, **row} for (kind, count), row in zip(said, shown, strict=True)
     ]
     rows.sort(key=lambda row: (row["ipc"], KINDS.index(row["kind"])))
     return Study(rows=tuple(rows), table=(HEAD, *map(_cells, rows)))

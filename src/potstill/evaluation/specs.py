@@ -1,0 +1,76 @@
+"""What one network of an evaluation is trained on, and how: all that its accuracy depends on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from potstill.artefact import MultiFormation
+from potstill.core.compute import Compute
+from potstill.core.spec import record
+from potstill.data import DataRef, SpaceSpec, Split
+from potstill.experts import ExpertSpec, ImportedExpert
+from potstill.functional import TrainSpec
+from potstill.nets import NetSpec
+
+
+@record
+@dataclass(frozen=True, kw_only=True)
+class Distilled:
+    """Train on the distilled set of this digest (its folder is context[digest])."""
+
+    digest: str
+
+
+@record
+@dataclass(frozen=True, kw_only=True)
+class Real:
+    """Train on these images of the training part; None means all."""
+
+    indices: tuple[int, ...] | None
+
+
+@record
+@dataclass(frozen=True, kw_only=True)
+class Mosaics:
+    """Train on mosaics of these images of the training part (see `MultiFormation.mosaic`)."""
+
+    indices: tuple[int, ...]
+    """All pictures of the first cell, of the second ...; a mosaic is of one class."""
+    decode: MultiFormation
+
+    def labels(self, part: Split) -> Tensor:
+        """Return the class of each mosaic, int64 [n]."""
+        return part.labels[torch.tensor(self.indices[: len(self.indices) // self.decode.cells])]
+
+
+@record
+@dataclass(frozen=True, kw_only=True)
+class Taught:
+    """Take soft labels: the softmax of what a teacher says of the images, in evaluation mode."""
+
+    teacher: ExpertSpec | ImportedExpert
+    """The teacher is this expert after its last epoch."""
+
+
+@record
+@dataclass(frozen=True, kw_only=True)
+class EvalSpec:
+    """One trained network: everything that its accuracy depends on."""
+
+    what: Distilled | Real | Mosaics
+    labels: Taught | Literal["own", "hard"] = "own"
+    """As the images bring them, the likeliest class of each, or those of a teacher."""
+    net: NetSpec
+    train: TrainSpec
+    seed: int
+    data: DataRef
+    space: SpaceSpec
+    compute: Compute
+    revision: int = 4
+    """Raised when the code changes what is measured, so that old results are not reused."""
+    marks: tuple[int, ...] = ()
+    """Epochs after which the network is measured too."""
