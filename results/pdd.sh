@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The measured results of progressive distillation (PDD): over MTT, IDC and RaT-BPTT, each beside
-# the base method with as many images a class in all and as many outer steps in all. About 80
+# the base method with as many images a class in all and as many outer steps in all. About 60
 # minutes on one core.
 # usage: results/pdd.sh [PART...]        (mtt filter idc rat nets; default: all)
 set -euo pipefail
@@ -18,7 +18,7 @@ over() {  # NAME BASE IPC STAGES SETTING=VALUE...
     made "$1" "progressive:$2" "$3" --method.stages "$4" "${flags[@]}" "${MORE[@]}"
 }
 
-MTT=(lr-img=1000 lr-lr=1e-5 max-start-epoch=5)
+MTT=(lr-img=1000 lr-lr=1e-5 max-start-epoch=5 steps=10)
 IDC=(lr-img=0.3 evaluation-epochs=300)
 RAT=(lr-img=3e-3)
 
@@ -30,9 +30,9 @@ plain() {  # NAME METHOD IPC SETTING=VALUE...
 
 mtt() {
     MORE=(--normaliser cifar10@mtt)
-    plain mtt-10 mtt 10 iterations=600 "${MTT[@]}"
-    over pdd-mtt-2 mtt 10 2 iterations=300 "${MTT[@]}"
-    over pdd-mtt-5 mtt 10 5 iterations=120 "${MTT[@]}"
+    plain mtt-10 mtt 10 iterations=300 "${MTT[@]}"
+    over pdd-mtt-2 mtt 10 2 iterations=150 "${MTT[@]}"
+    over pdd-mtt-5 mtt 10 5 iterations=60 "${MTT[@]}"
     potstill evaluate runs/mtt-10
     potstill evaluate runs/pdd-mtt-2 --no-baselines
     potstill evaluate runs/pdd-mtt-5 --no-baselines
@@ -40,7 +40,7 @@ mtt() {
 
 filter() {
     MORE=(--normaliser cifar10@mtt --method.filter.rule correct)
-    over pdd-mtt-2-filter mtt 10 2 iterations=300 "${MTT[@]}"
+    over pdd-mtt-2-filter mtt 10 2 iterations=150 "${MTT[@]}"
     potstill evaluate runs/pdd-mtt-2-filter --no-baselines
 }
 

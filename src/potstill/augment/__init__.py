@@ -1,5 +1,7 @@
 """Augmentation policies and mixing: parameters drawn apart from applied."""
 
+from potstill.augment.crops import Crops
+from potstill.augment.curriculum import Curriculum
 from potstill.augment.dsa import DSA
 from potstill.augment.idc import IDC
 from potstill.augment.mix import CutMix, Mixing
@@ -9,16 +11,17 @@ from potstill.augment.views import Views
 from potstill.core.errors import InputError, unknown
 from potstill.core.registry import Registry
 
-Policy = DSA | RAT | IDC | Views
+Policy = DSA | RAT | IDC | Views | Crops
 POLICIES: Registry[type[Policy]] = Registry("augmentation policy")
 POLICIES.add("dsa")(DSA)
 POLICIES.add("rat")(RAT)
 POLICIES.add("idc")(IDC)
 POLICIES.add("views")(Views)
+POLICIES.add("crops")(Crops)
 
 
 def policy_of(text: str) -> Policy | None:
-    """Return the policy that a text names: none, dsa, rat, idc or operations of dsa.
+    """Return the policy that a text names: none, dsa, rat, idc, crops or operations of dsa.
 
     After a colon: of idc its operations; of others M to do all operations at a time, where one,
     drawn for the whole batch, is done otherwise.
@@ -29,6 +32,8 @@ def policy_of(text: str) -> Policy | None:
     """
     if text == "none":
         return None
+    if text == "crops":
+        return Crops()
     name, colon, mode = text.partition(":")
     if name == "idc":
         return IDC(strategy=mode) if colon else IDC()
@@ -48,6 +53,8 @@ def text_of(policy: Policy | None) -> str:
         return "none"
     if isinstance(policy, Views):
         return "views"
+    if isinstance(policy, Crops):
+        return "crops"
     if isinstance(policy, IDC):
         return "idc" if policy.strategy == IDC.strategy else f"idc:{policy.strategy}"
     name = "rat" if isinstance(policy, RAT) else policy.strategy
@@ -59,6 +66,8 @@ __all__ = [
     "IDC",
     "POLICIES",
     "RAT",
+    "Crops",
+    "Curriculum",
     "CutMix",
     "Mixing",
     "Params",

@@ -1,0 +1,121 @@
+"""Squeeze: a teacher is trained on the real images.
+
+Source: SRe2L, Yin, Xing and Shen, NeurIPS 2023 (arXiv 2306.13092), section 3.1.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from potstill.core.compute import Compute
+from potstill.core.errors import InputError, WorkError
+from potstill.core.spec import record
+from potstill.data import DataRef, DataSet, MeanStd, moved, reopen
+from potstill.engine import Tasks
+from potstill.functional import TrainSpec, fit
+from potstill.nets import NetSpec, filled, flat
+from potstill.nets.taps import Tapped
+from potstill.teachers.check import names_of, teacher_accuracy
+from potstill.teachers.files import keep_teacher
+
+KIND = "teachers"
+
+
+@record
+@dataclass(frozen=True, kw_only=True)
+class TeacherSpec:
+    """A teacher to be trained: everything that its weights depend on."""
+
+    data: DataRef
+    space: MeanStd
+    net: NetSpec
+    train: TrainSpec
+    seed: int
+    compute: Compute
+    revision: int = 1
+    """Raised when the code changes what a teacher becomes, so that old ones are not reused."""
+
+
+def teacher_tasks(
+    data: DataSet, space: MeanStd, net: NetSpec, train: TrainSpec, *, seed: int, compute: Compute
+) -> Tasks:
+    """Return the one task that trains a teacher.
+
+    Raises:
+        InputError: if the network has no batch norm, from whose statistics images are recovered.
+    """
+    net = filled(net)
+    made = flat(net, channels=data.channels, size=data.size, classes=data.n_classes, seed=seed)
+    Tapped(made.load(made.theta0))
+    spec = TeacherSpec(data=data.ref, space=space, net=net, train=train, seed=seed, compute=compute)
+    return Tasks(
+        kind=KIND,
+        fn=train_teacher,
+        specs=(spec,),
+        context={"source": data.source},
+        label="teacher",
+    )
+
+
+def train_teacher(spec: TeacherSpec, context: dict[str, str], folder: Path) -> None:
+    """Train a teacher and write it, with its running statistics, into the folder.
+
+    Its facts hold the accuracy on the validation part and the loss of every epoch. An accuracy no
+    better than chance is left to whoever uses it (`check_accuracy`).
+
+    Raises:
+        WorkError: if the parameters stop being finite.
+    """
+    data, compute = reopen(spec.data), spec.compute
+    device, shape = torch.device(compute.device), (data.channels, *data.size)
+    net = flat(
+        spec.net,
+        channels=data.channels,
+        size=data.size,
+        classes=data.n_classes,
+        seed=spec.seed,
+        key=("teacher",),
+    )
+    losses: list[float] = []
+    clock, cpu = time.perf_counter(), time.process_time()
+    theta = fit(
+        net,
+        net.theta0.to(device),
+        moved(data.train.pixels, device),
+        data.train.labels.to(device),
+        spec.train,
+        seed=spec.seed,
+        key=("teacher",),
+        prepare=spec.space.forward,
+        on_epoch=lambda epoch, theta, loss: losses.append(loss),
+        compute=compute,
+    )
+    if not bool(theta.isfinite().all()):
+        raise WorkError(f"The teacher diverged; lower its step size (now {spec.train.lr:g}).")
+    net.eval()
+    module = net.load(theta)
+    facts = {
+        "source": context.get("source"),
+        "train_loss": losses,
+        "epochs": spec.train.epochs,
+        "torch": torch.__version__,
+        "seconds": time.perf_counter() - clock,
+        "cpu_seconds": time.process_time() - cpu,
+    }
+    try:
+        keep_teacher(
+            module,
+            folder,
+            net=spec.net,
+            space=spec.space,
+            shape=shape,
+            classes=data.n_classes,
+            names=names_of(data.classes),
+            facts={**facts, "validation_accuracy": teacher_accuracy(spec.space, module, data)},
+        )
+    except InputError as error:  # running statistics that are not finite
+        raise WorkError(f"{error} Lower its step size (now {spec.train.lr:g}).") from error
