@@ -264,7 +264,7 @@ def test_without_a_rule_there_is_no_task(store):
 )
 def test_settings_that_mean_nothing_are_refused_in_a_sentence(settings, said):
     with pytest.raises(InputError, match=said) as caught:
-        RealFilter(**settings)
+        RealFilter(**settings).refuse_idle(stages=2)
     text = str(caught.value)
     assert "\n" not in text
     assert text[0].isupper() or text.startswith("filter.")

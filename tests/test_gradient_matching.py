@@ -386,7 +386,7 @@ def test_mosaics_of_small_classes_repeat_images_and_say_so():
 @pytest.mark.parametrize(("ipc", "said"), [(1, True), (10, False), (50, True), (7, False)])
 def test_dc_names_the_published_schedule(ipc, said):
     method = method_of("dc")
-    ctx = dataclasses.replace(context(small("dc")), ipc=ipc)
+    ctx = dataclasses.replace(context(small("dc")), synth=(SynthBlock(ipc=ipc),))
     assert bool(method.notes(ctx)) is said
     if said:
         matches, epochs = SCHEDULE[ipc]

@@ -1,6 +1,7 @@
 """Progressive runs: frozen blocks, chains of networks, filters, resume in any stage."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -17,8 +18,9 @@ from potstill.coresets import RealFilter
 from potstill.data import open_data
 from potstill.experts import Continued, ExpertPlan, NetworkPath, NetworkPool, PathSpec, Trajectory
 from potstill.functional import fit
-from potstill.methods import method_of
+from potstill.methods import SynthBlock, method_of
 from potstill.methods.boost import Boost
+from potstill.methods.by_class import distances
 from potstill.methods.condensation import DSAMethod, IDCMethod
 from potstill.methods.coreset import Random
 from potstill.methods.inner import Inner
@@ -26,6 +28,7 @@ from potstill.methods.mtt import MTT
 from potstill.methods.progressive import Progressive
 from potstill.methods.ratbptt import RaTBPTT
 from potstill.methods.real import RealImages
+from potstill.methods.start import beginnings
 from potstill.methods.windows import Window
 from potstill.nets import NetSpec, flat
 from potstill.run import Run, Where, distil, preflight
@@ -97,8 +100,9 @@ def test_earlier_blocks_stay_bit_for_bit_and_each_stage_makes_new_images(name, t
     first, second, third = s.images.split(10)
     assert not torch.equal(first, second)
     assert not torch.equal(second, third)
-    half = BASES[name].segments(3)
-    assert all(block.train == half for block in s.blocks)
+    run = of(BASES[name], ipc=1)
+    half, _ = BASES[name].training(preflight(run, open_data(run.data, limit=run.limit))[0], 3)
+    assert all(block.train == half.segments for block in s.blocks)
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     numbers = [json.loads(line) for line in lines]
     each = BASES[name].iterations
@@ -130,7 +134,7 @@ def test_networks_go_on_through_the_unions_and_then_on_real_images(tmp_path, cac
         facts, ended = read_json(folder / "expert.json"), Trajectory(folder).row(0)
         union = unions[link.depth - 1]
         assert link.union == set_digest(union)
-        assert link.train == replace(union.recipe, segments=base.segments(4))
+        assert link.train == replace(union.recipe, segments=base.training(ctx, 4)[0].segments)
         assert facts["steps"] == link.train.epochs == 5  # of one batch: 4 nominal epochs make 5
         assert facts["ended"] == tensor_digest({"theta": ended})
         begin, net = link.begin, ctx.net_spec
@@ -180,7 +184,7 @@ def test_networks_without_experts_begin_where_links_ended(tmp_path, cache):
 
 def test_paths_of_a_pool_go_on_too(tmp_path, cache):
     base = replace(BASES["idc"], pool=NetworkPool(size=2, seed=5))
-    distil(of(Progressive(base=base, stages=2, pool=7)), tmp_path / "run")
+    distil(of(Progressive(base=base, stages=2)), tmp_path / "run")
     links = dict(found(cache, "links"))
     assert [(link.begin.seed, link.begin.kind) for link in links] == [(5, "fresh")] * 2
     walked = dict(found(cache, "experts"))
@@ -191,6 +195,28 @@ def test_paths_of_a_pool_go_on_too(tmp_path, cache):
         fresh = next(own for path, own in walked.items() if path.index == spec.of.index)
         began = read_json(links[spec.start] / "expert.json")["began"]
         assert began == tensor_digest({"theta": Trajectory(fresh).row(0)})
+
+
+def test_the_plan_counts_the_steps_between_stages(tmp_path, cache):
+    base = replace(BASES["idc"], evaluation_epochs=3, lr_img=1e-3)  # 4 images in one, 64 a step
+    run = of(Progressive(base=base, stages=3, pool=2), ipc=6)
+    cost = preflight(run, open_data(run.data, limit=run.limit))[1]
+    distil(run, tmp_path / "run")
+    steps = [read_json(folder / "expert.json")["steps"] for _, folder in found(cache, "links")]
+    assert sorted(steps) == [6, 6, 9, 9]
+    assert any(
+        f"2 networks are trained on the images so far, in {sum(steps)} steps" in note
+        for note in cost.notes
+    )
+
+
+def test_experts_are_computed_as_in_runs_of_the_base():
+    data = open_data("digits", limit=20)
+    for name, base in BASES.items():
+        alone = preflight(of(base, ipc=1, compile="auto"), data)
+        staged = preflight(of(Progressive(base=base, stages=3), compile="auto"), data)
+        assert staged[1].task_images == alone[1].task_images, name
+        assert staged[0].plan.tasks == alone[0].plan.tasks, name
 
 
 def test_conditioning_grows_with_the_stages_and_no_faster(tmp_path, cache):
@@ -208,18 +234,31 @@ def test_conditioning_grows_with_the_stages_and_no_faster(tmp_path, cache):
         assert cost.steps == stages
 
 
-@pytest.mark.parametrize("union", ["dilute", "rebalance"])
-def test_new_images_move_less_beside_earlier_ones_unless_rebalanced(union, tmp_path):
-    base = BASES["dsa"]
-    run = of(Progressive(base=base, stages=3, pool=1, union=union))
-    distil(run, tmp_path / "run")
+@pytest.mark.parametrize("name", ["dsa", "idc"])
+def test_new_images_have_their_part_of_the_gradient_beside_equal_ones(name):
+    base = BASES[name]
+    run = of(base, ipc=1)
     ctx, _ = preflight(run, open_data(run.data, limit=run.limit))
-    stages = tmp_path / "run" / "stages"
-    done = {f"stage{k}": [stages / f"stage{k}"] for k in (1, 2)} | {"links3": []}
-    at = run.method._at(replace(ctx, done=done), done, 3)
-    assert [block.lr_scale for block in at.synth] == [0, 0, 3 if union == "rebalance" else 1]
-    steps = base._steps(at)
-    assert steps[-1].lr == base.lr_img * (3 if union == "rebalance" else 1)
+    theta, found = beginnings(ctx).draw(0, 0).theta, {}
+    (x,) = base.init(ctx)["images"]
+    for earlier in (0, 3):
+        still = (SynthBlock(ipc=1, lr_scale=0, images=x),) * earlier
+        at = replace(ctx, synth=(*still, SynthBlock(ipc=1)))
+        found[earlier] = distances(base, at, theta, [x] * (earlier + 1), 0).images[-1]
+    assert torch.allclose(found[3], found[0] / 4, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("union", ["dilute", "rebalance"])
+def test_rebalanced_images_take_steps_that_grow_with_the_stage(union):
+    base = BASES["dsa"]
+    method = Progressive(base=base, stages=3, pool=1, union=union)
+    run = of(method)
+    ctx, _ = preflight(run, open_data(run.data, limit=run.limit))
+    for stage in (1, 2, 3):
+        at = method._sized(ctx, stage)
+        assert [block.lr_scale for block in at.synth[:-1]] == [0] * (stage - 1)
+        factor = stage if union == "rebalance" else 1
+        assert base._steps(at)[-1].lr == base.lr_img * factor
 
 
 def test_a_student_step_takes_as_many_images_as_a_stage_has_from_the_whole_union(tmp_path):
@@ -332,6 +371,68 @@ def test_a_filter_that_leaves_a_class_empty_ends_the_run_in_a_sentence(tmp_path)
     ):
         distil(run, tmp_path / "run")
     assert load(tmp_path / "run" / "stages" / "stage1").ipc == (1,) * 10
+
+
+@pytest.mark.parametrize("name", ["dsa", "idc"])
+def test_a_filter_that_leaves_too_few_for_a_batch_says_so(name, tmp_path):
+    which = RealFilter(rule="both", keep=0.3)  # of what all, or none, classify correctly
+    base = replace(BASES[name], batch_real=18, evaluation_epochs=40)
+    run = of(Progressive(base=base, stages=2, pool=1, filter=which))
+    said = r"fewer than batch_real, 18\. So few are left in stage 2 .* raise filter\.keep"
+    with pytest.raises(InputError, match=said):
+        distil(run, tmp_path / "run")
+
+
+def test_settings_that_say_nothing_are_refused():
+    data = open_data("digits", limit=20)
+
+    def refused(said, **settings):
+        with pytest.raises(InputError, match=said):
+            preflight(of(Progressive(**settings), ipc=settings.get("stages", 5)), data)
+
+    mtt, idc = BASES["mtt"], replace(BASES["idc"], pool=NetworkPool(size=2))
+    refused(r"pool \(77\) says nothing", base=mtt, pool=77)
+    refused(r"pool \(3\) says nothing", base=idc, pool=3)
+    refused("conditioning_epochs says nothing", base=mtt, stages=1, conditioning_epochs=7)
+    refused("union says nothing", base=mtt, stages=1, union="rebalance")
+    one = RealFilter(rule="correct")
+    refused(r"filter\.rule says nothing", base=mtt, stages=1, filter=one)
+    refused(r"filter\.keep has no effect", base=mtt, filter=RealFilter(keep=0.5))
+    for scale in ("smoke", "cpu"):
+        small = Progressive(base=mtt).scaled(scale)
+        assert preflight(of(small), data)
+
+
+@pytest.mark.parametrize("stages", [2, 6])
+def test_forgetting_works_at_smoke_through_both_doors(stages, tmp_path):
+    which = RealFilter(rule="forgetting")
+    python = Progressive(base=BASES["dsa"], stages=stages, filter=which).scaled("smoke")
+    preflight(of(python), open_data("digits", limit=20))
+    assert python.filter.training.epochs == 2 * (stages - 1) + 1
+    flags = ["--method", "progressive:dsa", "--data", "digits", "--ipc", str(stages), "--scale"]
+    more = ["smoke", "--method.stages", str(stages), "--method.filter.rule", "forgetting"]
+    run, _ = run_from([*flags, *more], "distill")
+    assert run.method.filter == replace(which.scaled("smoke", 5), rule="forgetting")
+    if stages <= 5:
+        preflight(run, open_data("digits", limit=20))
+
+
+def test_stages_on_disk_must_belong_together(tmp_path):
+    run = of(Progressive(base=BASES["mtt"], stages=3))
+    distil(run, tmp_path / "run")
+    for name in ("distilled", "state"):
+        shutil.rmtree(tmp_path / "run" / name)
+    first = tmp_path / "run" / "stages" / "stage1"
+    s = load(first)
+    replace(s, images=s.images + 0.5).save(first)
+    with pytest.raises(InputError, match="stage2 does not begin with the stage before it"):
+        distil(run, tmp_path / "run")
+
+
+def test_advice_names_flags_that_there_are():
+    run = of(Progressive(base=BASES["mtt"], stages=2))
+    cost = preflight(run, open_data(run.data, limit=run.limit))[1]
+    assert any("--method.base.experts.batch" in note for note in cost.notes)
 
 
 def test_the_command_line_sets_both():

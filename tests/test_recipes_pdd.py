@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,6 +12,7 @@ from potstill.coresets import RealFilter
 from potstill.data import named_stats
 from potstill.experts import ExpertPlan, NetworkPath, NetworkPool
 from potstill.functional import TrainSpec, idc_segments, mtt_segments
+from potstill.methods import SynthBlock
 from potstill.methods.condensation import IDCMethod
 from potstill.methods.mtt import MTT
 from potstill.methods.progressive import Progressive
@@ -130,7 +132,12 @@ def test_epochs_between_and_of_stages():
         ("pdd-idc_cifar10_ipc10", idc_segments(200)),
     ):
         method = RECIPES.get(name).make("d").method
-        assert method.base.segments(method.conditioning_epochs) == links
+        ctx = SimpleNamespace(
+            synth=(SynthBlock(ipc=2),),
+            data=SimpleNamespace(n_classes=10),
+            space=named_stats("cifar10@idc"),
+        )
+        assert method.base.training(ctx, method._between)[0].segments == links
         assert (method.stage_epochs, method.base.nominal) == (None, 1000)  # so 500 a stage
 
 
@@ -156,8 +163,8 @@ def test_what_staged_training_costs(data, ipc, steps, flat):
     base, stages = recipe.make("d").method.base, range(1, 6)
     count = recipe.classes * ipc
     ends = [count * k // 5 for k in stages]
-    parts = [replace(part, blocks=k) for k in stages for part in base.segments(base.nominal // 2)]
-    whole = TrainSpec(lr=0.01, segments=base.segments(), batch=256)
+    parts = [replace(part, blocks=k) for k in stages for part in mtt_segments(base.nominal // 2)]
+    whole = TrainSpec(lr=0.01, segments=mtt_segments(base.nominal), batch=256)
     staged = replace(whole, segments=tuple(parts))
     assert (staged.steps(count, ends), whole.steps(count)) == (steps, flat)
     assert staged.seen(count, ends) / whole.seen(count) == pytest.approx(1.5, abs=0.002)

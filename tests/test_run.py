@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import potstill.run.runner as runner
+import potstill.run.select as select
 import potstill.run.shared as shared
 from potstill.artefact import load
 from potstill.core.errors import InputError
@@ -128,7 +129,7 @@ MOMENTS = {
     "between candidate and checkpoint": (
         3,
         RUNNER,
-        "_better",
+        "better",
         1,
         "after",
         999.0,
@@ -435,8 +436,8 @@ def test_selection_keeps_the_best_candidate(tmp_path, monkeypatch):
         seen.append(path)
         return {"val": next(scores)}
 
-    real = runner.read_json
-    monkeypatch.setattr(runner, "read_json", judged)
+    real = select.read_json
+    monkeypatch.setattr(select, "read_json", judged)
     out = tmp_path / "run"
     s = distil(tiny(iterations=8, select_every=2), out)
     assert len(seen) == 4

@@ -273,8 +273,11 @@ def test_matched_budget_is_the_largest_part_that_fits(balanced):
     staged = replace(flat, segments=tuple(Segment(epochs=n, blocks=k) for k, n in parts))
     ends, count = (10, 20, 33), 33
 
+    first = [1, 0, 1, 1, 1]  # least epochs: one for the first segment of a stage
+
     def cut(part):
-        return [max(1, int(part * n + 1e-9)) for _, n in parts]
+        pairs = zip(parts, first, strict=True)
+        return [max(least, int(part * n + 1e-9)) for (_, n), least in pairs]
 
     def fits(epochs):
         sizes = [ends[k - 1] if k else count for k, _ in parts]
@@ -290,7 +293,12 @@ def test_matched_budget_is_the_largest_part_that_fits(balanced):
     assert [part.blocks for part in found.segments] == [part.blocks for part in staged.segments]
     assert within(staged, replace(flat, segments=(Segment(epochs=500),)), ends) == staged
     least = within(staged, replace(flat, segments=(Segment(epochs=1),)), ends)
-    assert [part.epochs for part in least.segments] == [1] * 5
+    assert [(part.blocks, part.epochs) for part in least.segments] == [
+        (1, 1),
+        (2, 1),
+        (3, 1),
+        (None, 1),
+    ]
     with pytest.raises(InputError, match="first 3 blocks; sizes of 2 are known"):
         staged.steps(33, ends[:2])
     assert from_json(json.loads(json.dumps(to_json(staged)))) == staged

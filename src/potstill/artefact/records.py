@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from potstill.core.errors import InputError
-from potstill.core.spec import record
+from potstill.core.spec import later, record
 from potstill.data.types import Reading
 from potstill.functional.schedule import Segment
 
@@ -29,7 +29,7 @@ class Block:
     start: int
     stop: int
     lr: float | None = None
-    train: tuple[Segment, ...] = ()
+    train: tuple[Segment, ...] = later(())
 
     def __post_init__(self) -> None:
         if any(segment.blocks for segment in self.train):

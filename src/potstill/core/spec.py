@@ -28,6 +28,14 @@ def record(cls: type[T]) -> type[T]:
     return cls
 
 
+def later(default: Any) -> Any:
+    """Return a field of a record that earlier versions did not have.
+
+    At its default it is left out of the JSON, so that records without it keep their names.
+    """
+    return dataclasses.field(default=default, metadata={"later": True})
+
+
 def to_json(value: Any) -> Any:
     """Return value as plain JSON data; a record becomes a dict with its class name as "type".
 
@@ -37,7 +45,11 @@ def to_json(value: Any) -> Any:
         InputError: for a value that JSON cannot hold (NaN, tensors, other objects).
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        body = {f.name: to_json(_typed(f, value)) for f in dataclasses.fields(value)}
+        body = {
+            f.name: to_json(_typed(f, value))
+            for f in dataclasses.fields(value)
+            if not ("later" in f.metadata and getattr(value, f.name) == f.default)
+        }
         return {"type": type(value).__name__, **body}
     if isinstance(value, (list, tuple)):
         return [to_json(item) for item in value]

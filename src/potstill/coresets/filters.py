@@ -62,13 +62,6 @@ class RealFilter:
     def __post_init__(self) -> None:
         if self.rule not in _READS:
             raise unknown("filter.rule", self.rule, _READS)
-        for field in fields(self)[1:]:
-            own = [rule for rule, names in _READS.items() if field.name in names]
-            if self.rule not in own and getattr(self, field.name) != field.default:
-                raise InputError(
-                    f"filter.{field.name} has no effect with --filter.rule {self.rule}; it is for "
-                    f"{' and '.join(own)}."
-                )
         if not 0 <= self.keep < 1:
             raise InputError(
                 f"filter.keep must be at least 0 and less than 1, not {self.keep:g}; "
@@ -86,14 +79,34 @@ class RealFilter:
                 f"filter.training.epochs must be at least 2 to forget, not {self.training.epochs}."
             )
 
-    def scaled(self, scale: Literal["smoke", "cpu"]) -> RealFilter:
-        """Return the filter with at most the counts of the scale."""
-        if self.rule != "forgetting":
-            return self
+    def refuse_idle(self, stages: int) -> None:
+        """Refuse settings that say nothing to the rule, unless they are defaults of some scale.
+
+        Raises:
+            InputError: naming the first one, and the rules that it is for.
+        """
+        usual = [RealFilter(), *(RealFilter().scaled(scale, stages) for scale in ("smoke", "cpu"))]
+        for field in fields(self)[1:]:
+            own = [rule for rule, names in _READS.items() if field.name in names]
+            value = getattr(self, field.name)
+            if self.rule not in own and value not in [getattr(u, field.name) for u in usual]:
+                raise InputError(
+                    f"filter.{field.name} has no effect with --filter.rule {self.rule}; it is for "
+                    f"{' and '.join(own)}."
+                )
+
+    def scaled(self, scale: Literal["smoke", "cpu"], stages: int) -> RealFilter:
+        """Return the filter with at most the counts of the scale, for so many stages.
+
+        As many epochs stay as can be forgotten in: an image is forgotten in every other epoch at
+        most.
+        """
         smoke, plan = scale == "smoke", self.training
-        count, epochs = min(plan.count, 2 if smoke else 3), min(plan.epochs, 2 if smoke else 20)
         interval = min(self.interval, 1 if smoke else 2)
-        return replace(self, training=replace(plan, count=count, epochs=epochs), interval=interval)
+        enough = 2 * (stages - 1) * interval + 1
+        count, epochs = min(plan.count, 2 if smoke else 3), max(2 if smoke else 20, enough)
+        training = replace(plan, count=count, epochs=min(plan.epochs, epochs))
+        return replace(self, training=training, interval=interval)
 
 
 @record

@@ -120,7 +120,11 @@ def images_of(
     else:
         every = (staged, within(staged, recipe, s.ends), recipe)
         rows = zip(STAGED, every, strict=True)
-        found = [_distilled(replace(own, name=name), train, told=True) for name, train in rows]
+        ours = "its own stages" if rules.segments and not rules.stage else ""
+        found = [
+            _distilled(replace(own, name=name), train, told=True, stages=ours, flat=recipe)
+            for name, train in rows
+        ]
     for item in beside:
         flat, staged = _recipes(item.sets[0], rules)
         found.append(_distilled(item, staged or flat, told=staged is not None))
@@ -144,17 +148,32 @@ def _recipes(s: DistilledSet, rules: Protocol) -> tuple[TrainSpec, TrainSpec | N
     return suited.train_spec(s.recipe), suited.staged(s)
 
 
-def _distilled(item: Beside, train: TrainSpec, *, told: bool = False) -> Images:
-    """Return sets with how they are trained on; if `told`, the note says in how many steps."""
-    s = item.sets[0]
+def _distilled(
+    item: Beside,
+    train: TrainSpec,
+    *,
+    told: bool = False,
+    stages: str = "",
+    flat: TrainSpec | None = None,
+) -> Images:
+    """Return sets with how they are trained on; if `told`, the note says in how many steps.
+
+    `stages` says whose stages they are; a matched budget that is above that of `flat` is told.
+    """
+    s, count = item.sets[0], len(item.sets[0].decode.index(item.sets[0].targets.classes))
     kind = "staged" if train.segments[0].blocks else "flat"
-    steps = train.steps(len(s.decode.index(s.targets.classes)), s.ends)
+    steps = train.steps(count, s.ends)
+    notes = [item.note, f"{kind}, {steps:,} steps" if told else ""]
+    notes.append(stages if kind == "staged" else "")
+    if flat is not None and item.name == STAGED[1]:
+        above = steps > flat.steps(count) or train.seen(count, s.ends) > flat.seen(count)
+        notes.append("an epoch a stage is above that budget" if above else "")
     return Images(
         name=item.name,
         what=tuple(Distilled(digest=set_digest(each)) for each in item.sets),
         trains=(train,),
         nbytes=s.nbytes(),
-        note="; ".join(filter(None, [item.note, f"{kind}, {steps:,} steps" if told else ""])),
+        note="; ".join(filter(None, notes)),
         of=s,
     )
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 from potstill.augment import DSA, IDC, CutMix, Policy
 from potstill.core.errors import InputError, unknown
-from potstill.core.spec import record
+from potstill.core.spec import later, record
 from potstill.functional.optim import SGD, Adam
 from potstill.functional.sharpness import GSAM
 
@@ -32,7 +32,7 @@ class Segment:
     epochs: int
     lr_scale: float = 1.0
     optimizer: Literal["new", "carried"] = "new"
-    blocks: int | None = None
+    blocks: int | None = later(None)
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
@@ -126,14 +126,17 @@ class TrainSpec:
 def within(staged: TrainSpec, flat: TrainSpec, ends: Sequence[int]) -> TrainSpec:
     """Return a training in stages with at most the steps and images of a flat one on the union.
 
-    All its segments keep the same part of their epochs, the largest that fits, rounded down but at
-    least 1 epoch each, even where that is too much; `ends` is as in `TrainSpec.steps`.
+    All its segments keep the same part of their epochs, the largest that fits, rounded down. The
+    first of each stage has at least 1 epoch, even where that is too much; others may vanish. `ends`
+    is as in `TrainSpec.steps`.
     """
+    blocks = [None, *(segment.blocks for segment in staged.segments[:-1])]
+    least = [int(s.blocks != before) for s, before in zip(staged.segments, blocks, strict=True)]
 
     def at(part: Fraction) -> TrainSpec:
-        epochs = [max(1, int(part * segment.epochs)) for segment in staged.segments]
-        pairs = zip(staged.segments, epochs, strict=True)
-        return replace(staged, segments=tuple(replace(s, epochs=n) for s, n in pairs))
+        pairs = zip(staged.segments, least, strict=True)
+        epochs = [(s, max(n, int(part * s.epochs))) for s, n in pairs]
+        return replace(staged, segments=tuple(replace(s, epochs=n) for s, n in epochs if n))
 
     def fits(spec: TrainSpec) -> bool:
         return spec.steps(count, ends) <= steps and spec.seen(count, ends) <= seen

@@ -18,7 +18,7 @@ from potstill.core.store import Store
 from potstill.data import DataSet, Space
 from potstill.engine import Ranks, Tasks
 from potstill.experts import After, Begin, ImportedExpert, NetworkSource
-from potstill.functional import Segment
+from potstill.functional import TrainSpec
 from potstill.nets import FlatNet, NetSpec
 
 S = TypeVar("S")
@@ -182,14 +182,14 @@ class Conditional(Protocol):
     diluted: ClassVar[bool]
     """Whether images move the less the more of them a student sees (not with Adam)."""
 
-    def firsts(self, ctx: Context, count: int) -> tuple[Begin | ImportedExpert, ...]:
-        """Return the networks that go from stage to stage; `count` if the method has no number."""
+    def firsts(self, ctx: Context) -> tuple[Begin | ImportedExpert, ...]:
+        """Return the method's own networks, which go from stage to stage; none: fresh ones do."""
         ...
 
-    def segments(self, epochs: int | None = None) -> tuple[Segment, ...]:
-        """Return how a network is trained on the set, for so many nominal epochs if any are named.
+    def training(self, ctx: Context, epochs: int) -> tuple[TrainSpec, int]:
+        """Return how a network is trained on all blocks, and how many training images these are.
 
-        The nominal number itself is `nominal`.
+        For so many nominal epochs, at the first step size if one is learned.
         """
         ...
 
@@ -202,8 +202,15 @@ class Conditional(Protocol):
 METHODS: Registry[type] = Registry("method")
 
 
+def within_base(notes: tuple[str, ...]) -> tuple[str, ...]:
+    """Return advice of a method in the words of one that wraps it: its flags are of the base."""
+    return tuple(note.replace("--method.", "--method.base.") for note in notes)
+
+
 def method_of(name: str) -> Any:
     """Return a method with its defaults; "boost:mtt" is a schedule over another method.
+
+    More than one schedule can be named, but none takes another.
 
     Raises:
         InputError: for an unknown method, or one that wraps none.
@@ -214,7 +221,7 @@ def method_of(name: str) -> Any:
         return cls()
     if "base" not in {f.name for f in fields(cls)}:
         raise InputError(f"The method {outer} wraps no other, so {name!r} says nothing.")
-    return cls(base=METHODS.get(base)())
+    return cls(base=method_of(base))
 
 
 def name_of(method: Any) -> str:

@@ -23,7 +23,17 @@ from torch import Tensor
 from potstill.artefact import DistilledSet
 from potstill.core.errors import InputError
 from potstill.core.spec import canonical, record
-from potstill.methods.api import METHODS, Context, Cost, Done, Loop, Metrics, Phase, SynthBlock
+from potstill.methods.api import (
+    METHODS,
+    Context,
+    Cost,
+    Done,
+    Loop,
+    Metrics,
+    Phase,
+    SynthBlock,
+    within_base,
+)
 
 
 @METHODS.add("boost")
@@ -44,7 +54,7 @@ class Boost:
             raise InputError(f"blocks must be at least 1, not {self.blocks}.")
         if not 0 <= self.beta <= 1:
             raise InputError(f"beta must lie in [0, 1], not {self.beta}.")
-        if isinstance(self.base, Boost) or not hasattr(self.base, "iterations"):
+        if hasattr(self.base, "base") or not hasattr(self.base, "iterations"):
             name = type(self.base).__name__.lower()
             raise InputError(f"boost is for methods that move images step by step, not {name}.")
 
@@ -65,6 +75,7 @@ class Boost:
             steps=sum(cost.steps for cost in costs),
             window_images=sum(cost.window_images for cost in costs),
             window_steps=sum(cost.window_steps for cost in costs),
+            notes=within_base(costs[-1].notes),
         )
 
     def phases(self, ctx: Context, done: Done) -> Phase | None:

@@ -52,13 +52,14 @@ class DCMethod(GradientMatching):
 
     def notes(self, ctx: Context) -> tuple[str, ...]:
         """Say also which settings were published for this many images a class."""
-        known, others = SCHEDULE.get(ctx.ipc), super().notes(ctx)
+        ipc = sum(block.ipc for block in ctx.synth if block.lr_scale)
+        known, others = SCHEDULE.get(ipc), super().notes(ctx)
         if known is None or known == (self.matches, self.inner_epochs):
             return others
         matches, epochs = known
         return (
             *others,
-            f"Note: published for {ctx.ipc} images a class: --method.matches {matches} "
+            f"Note: published for {ipc} images a class: --method.matches {matches} "
             f"--method.inner-epochs {epochs}.",
         )
 

@@ -23,12 +23,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from potstill.artefact import DistilledSet, MultiFormation
+from potstill.artefact import DistilledSet
 from potstill.core.errors import InputError
 from potstill.core.spec import record
 from potstill.data import MeanStd
 from potstill.experts import Begin, Paths, Starts, pool_tasks
-from potstill.functional import Segment, TrainSpec
+from potstill.functional import TrainSpec
 from potstill.functional.matched import chosen
 from potstill.methods.api import Context, Cost, Done, Loop, Metrics, Phase, name_of
 from potstill.methods.by_class import distances
@@ -44,7 +44,7 @@ from potstill.methods.moving import (
     settled,
     undone,
 )
-from potstill.methods.start import beginnings, class_rows, first_images, labels_of
+from potstill.methods.start import beginnings, class_rows, first_images, labels_of, scarce
 from potstill.nets import hindrance
 
 
@@ -115,15 +115,7 @@ class GradientMatching(Settings, ABC):
 
     def notes(self, ctx: Context) -> tuple[str, ...]:
         """Return advice about settings and data."""
-        decoder, fewest = self.cut(ctx.space), min(map(len, class_rows(ctx.data)))
-        if self.image_init == "noise" or not isinstance(decoder, MultiFormation):
-            return ()
-        if fewest >= (wanted := ctx.ipc * decoder.cells):
-            return ()
-        return (
-            f"Note: {wanted} real images make the first mosaics of a class, and one has {fewest}, "
-            "so some come twice.",
-        )
+        return scarce(ctx, self.image_init, self.cut(ctx.space))
 
     def phases(self, ctx: Context, done: Done) -> Phase | None:
         """Walk the pool's networks, if there are any; then match."""
@@ -234,16 +226,15 @@ class GradientMatching(Settings, ABC):
             decode=self.cut(ctx.space),
         )
 
-    def firsts(self, ctx: Context, count: int) -> tuple[Begin, ...]:
-        """Return the networks that go from stage to stage: those of the pool, or so many."""
-        seed = self.pool.seed if self.pool.size else ctx.seed
-        places = range(self.pool.size or count)
-        return tuple(Begin(seed=seed, kind="fresh", index=k) for k in places)
+    def firsts(self, ctx: Context) -> tuple[Begin, ...]:
+        """Return the networks that go from stage to stage: those of the pool, if there is one."""
+        places = range(self.pool.size)
+        return tuple(Begin(seed=self.pool.seed, kind="fresh", index=k) for k in places)
 
-    def segments(self, epochs: int | None = None) -> tuple[Segment, ...]:
-        """Return how networks are trained on the set, for so many nominal epochs."""
-        own = self if epochs is None else replace(self, evaluation_epochs=epochs)
-        return own.recipe().segments
+    def training(self, ctx: Context, epochs: int) -> tuple[TrainSpec, int]:
+        """Return how networks are trained on the set, and its decoded images."""
+        count = len(self.cut(ctx.space).index(labels_of(ctx)))
+        return replace(self, evaluation_epochs=epochs).recipe(), count
 
     @property
     def nominal(self) -> int:

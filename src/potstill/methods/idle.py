@@ -1,11 +1,14 @@
-"""Settings of RaT-BPTT that would have no effect beside others: refused, never silently ignored."""
+"""Settings of RaT-BPTT that are wrong, or would have no effect: refused, never silently ignored."""
 
 from __future__ import annotations
 
+import math
 from operator import attrgetter
 from typing import Any
 
-from potstill.core.errors import InputError
+from potstill.core.errors import InputError, unknown
+from potstill.methods.outer import LABELS
+from potstill.methods.start import INITS
 
 
 def refuse_idle(method: Any) -> None:
@@ -34,3 +37,22 @@ def refuse_idle(method: Any) -> None:
             f"real.sampling {real.sampling!r} begins at outer step {real.rescore_every} "
             f"(real.rescore_every), which {method.iterations} iterations do not reach."
         )
+
+
+def refuse_wrong(method: Any) -> None:
+    """Refuse values that cannot be.
+
+    Raises:
+        InputError: naming the first one.
+    """
+    for name in ("iterations", "tasks", "evaluation_steps"):
+        if getattr(method, name) < 1:
+            raise InputError(f"{name} must be at least 1, not {getattr(method, name)}.")
+    for name in ("lr_img", "lr_label"):
+        if not 0 < getattr(method, name) < math.inf:
+            raise InputError(f"{name} must be above 0, not {getattr(method, name)}.")
+    if not 0 <= method.lr_lr < math.inf:
+        raise InputError(f"lr_lr must be at least 0, not {method.lr_lr}.")
+    for name, allowed in (("labels", tuple(LABELS)), ("image_init", INITS)):
+        if getattr(method, name) not in allowed:
+            raise unknown(name, getattr(method, name), allowed)

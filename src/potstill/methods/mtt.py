@@ -33,7 +33,7 @@ from potstill.experts import (
     check_window,
     epochs_of,
 )
-from potstill.functional import SGD, Segment, TrainSpec, ce, graph_bytes, mtt_segments
+from potstill.functional import SGD, TrainSpec, ce, graph_bytes, mtt_segments
 from potstill.functional.steps import augmented, training_loss
 from potstill.methods.api import METHODS, Context, Cost, Done, Loop, Metrics, Phase
 from potstill.methods.export import distilled
@@ -194,17 +194,12 @@ class MTT:
 
     def export(self, ctx: Context, state: State) -> DistilledSet:
         """Return the union of all blocks with the published recipe and the learned beta."""
-        recipe = TrainSpec(
-            lr=float(state["beta"]),
-            segments=self.segments(),
-            batch=256,
-            optimizer=SGD(momentum=0.9, weight_decay=5e-4),
-            augment=self.augment,
-        )
+        recipe, _ = self.training(ctx, self.evaluation_epochs)
+        recipe = dataclasses.replace(recipe, lr=float(state["beta"]))
         images = torch.cat(state["images"])
         return distilled(ctx, self, images=images, targets=labels_of(ctx), recipe=recipe)
 
-    def firsts(self, ctx: Context, count: int) -> tuple[Begin | ImportedExpert, ...]:
+    def firsts(self, ctx: Context) -> tuple[Begin | ImportedExpert, ...]:
         """Return the networks that go from stage to stage: the experts."""
         return tuple(
             Begin(seed=spec.seed, kind="expert", index=spec.index)
@@ -213,9 +208,16 @@ class MTT:
             for spec in expert_phase(self.experts, ctx).specs
         )
 
-    def segments(self, epochs: int | None = None) -> tuple[Segment, ...]:
-        """Return how a network is trained on the set, for so many nominal epochs."""
-        return mtt_segments(self.evaluation_epochs if epochs is None else epochs)
+    def training(self, ctx: Context, epochs: int) -> tuple[TrainSpec, int]:
+        """Return how a network is trained on the set, and its images."""
+        spec = TrainSpec(
+            lr=self.lr_init,
+            segments=mtt_segments(epochs),
+            batch=256,
+            optimizer=SGD(momentum=0.9, weight_decay=5e-4),
+            augment=self.augment,
+        )
+        return spec, len(labels_of(ctx))
 
     @property
     def nominal(self) -> int:

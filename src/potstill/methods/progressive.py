@@ -28,8 +28,18 @@ from potstill.core.errors import InputError, unknown
 from potstill.core.spec import canonical, record
 from potstill.coresets import RealFilter
 from potstill.engine import Tasks
-from potstill.experts import After
-from potstill.methods.api import METHODS, Context, Cost, Done, Metrics, Phase, SynthBlock
+from potstill.experts import After, Begin
+from potstill.methods.api import (
+    METHODS,
+    Context,
+    Cost,
+    Done,
+    Metrics,
+    Phase,
+    SynthBlock,
+    within_base,
+)
+from potstill.methods.stage_checks import POOLS, check_filter, check_filtered, refuse_idle
 from potstill.methods.stages import (
     Chains,
     at_stage,
@@ -53,8 +63,9 @@ class Progressive:
     """The method that distils each stage; its iterations are those of one stage."""
     stages: int = 5
     """P: equal parts that the images of a class are made in."""
-    pool: int = 10
-    """Networks that go from stage to stage, where the base method has no experts or pool."""
+    pool: int = POOLS["full"]
+    """Networks that go from stage to stage, where the base method has no experts or pool of its
+    own."""
     union: Literal["dilute", "rebalance"] = "dilute"
     """Earlier images thin out the gradient of new ones: dilute (published), or rebalance, where a
     stage's step size grows with its number."""
@@ -97,32 +108,31 @@ class Progressive:
             )
         for stage in {1, self.stages}:
             self.base.check(self._sized(ctx, stage))
-        most, last = self.filter.training.epochs - 1, (self.stages - 1) * self.filter.interval
-        if self.filter.rule == "forgetting" and most // 2 < last:
-            raise InputError(
-                f"Stage {self.stages} would see images forgotten {last} times or more, which "
-                f"{most + 1} epochs of filter.training do not count to; lower filter.interval (now "
-                f"{self.filter.interval})."
-            )
+        check_filter(self, ctx)
+        if not ctx.recorded:
+            refuse_idle(self, ctx)
 
     def cost(self, ctx: Context) -> Cost:
         """Return the memory of the last stage, and the work and the disk of all."""
-        every = range(1, self.stages + 1)
-        costs = [self.base.cost(self._sized(ctx, stage)) for stage in every]
-        networks = len(self.base.firsts(ctx, self.pool))
-        segments = self.base.segments(self.conditioning_epochs)
-        epochs, union = sum(each.epochs for each in segments), ctx.ipc // self.stages
-        images = sum(union * ctx.data.n_classes * stage for stage in every[:-1])
-        links = (self.stages - 1) * networks
+        sized = [self._sized(ctx, stage) for stage in range(1, self.stages + 1)]
+        costs = [self.base.cost(at) for at in sized]
+        unions = [self.base.training(at, self._between) for at in sized[:-1]]
+        steps = sum(spec.steps(count) for spec, count in unions)
+        networks, alone = len(self._firsts(ctx)), costs[0]
+        note = (
+            f"Between two of {self.stages} stages {networks} networks are trained on the images so "
+            f"far, in {networks * steps:,} steps in all."
+        )
         return replace(
             costs[-1],
             steps=self.iterations,
             window_images=sum(cost.window_images for cost in costs),
             window_steps=sum(cost.window_steps for cost in costs),
-            task_images=sum(cost.task_images for cost in costs) + networks * epochs * images,
-            task_steps=sum(cost.task_steps for cost in costs) + links * epochs,
-            disk_bytes=sum(cost.disk_bytes for cost in costs) + links * ctx.net.numel * 4,
-            notes=costs[0].notes,
+            task_images=alone.task_images,  # so that experts are computed as in runs of the base
+            task_steps=alone.task_steps,
+            disk_bytes=sum(cost.disk_bytes for cost in costs)
+            + len(unions) * networks * ctx.net.numel * 4,
+            notes=(*within_base(alone.notes), *((note,) if unions else ())),
         )
 
     def phases(self, ctx: Context, done: Done) -> Phase | None:
@@ -130,17 +140,14 @@ class Progressive:
         if "loop" in done:
             return None
         stage = due(done, self.stages)
-        links = links_before(
-            ctx,
-            done,
-            stage,
-            self.base.firsts(ctx, self.pool),
-            self.base.segments(self.conditioning_epochs),
-        )
+        segments = self.base.training(self._sized(ctx, 1), self._between)[0].segments
+        links = links_before(ctx, done, stage, self._firsts(ctx), segments)
         between = before(ctx, done, stage, links, self.filter, self.stages)
         if between is not None:
             return between
         at = self._at(ctx, done, stage, links)
+        if at.data is not ctx.data:
+            check_filtered(self, at, stage)
         experts = "experts" if stage == 1 else name("experts", stage)  # as in runs of the base
         phase = self.base.phases(at, {"experts": done[experts]} if experts in done else {})
         assert phase is not None
@@ -172,8 +179,9 @@ class Progressive:
         """Return the union of all stages so far, each with its step size and its training."""
         at = self._now(ctx)
         s, stage = self.base.export(at, state), len(at.synth)
-        train = self.base.segments(self.stage_epochs or max(1, self.base.nominal // 2))
-        earlier = union_after(ctx.done, stage - 1)[0].blocks if stage > 1 else ()
+        epochs = self.stage_epochs or max(1, self.base.nominal // 2)
+        train = self.base.training(at, epochs)[0].segments
+        earlier = union_after(ctx.done, stage - 1).blocks if stage > 1 else ()
         new = replace(s.blocks[-1], name=name("stage", stage), lr=s.recipe.lr, train=train)
         origin = replace(s.origin, method=canonical(self))
         return replace(s, blocks=(*earlier, new), origin=origin)
@@ -188,11 +196,21 @@ class Progressive:
         return replace(
             self,
             base=base,
-            pool=min(self.pool, 2 if scale == "smoke" else 5),
+            pool=min(self.pool, POOLS[scale]),
             conditioning_epochs=fewer(self.conditioning_epochs),
             stage_epochs=fewer(self.stage_epochs),
-            filter=self.filter.scaled(scale),
+            filter=self.filter.scaled(scale, self.stages),
         )
+
+    @property
+    def _between(self) -> int:
+        """Return the epochs that networks are trained for between two stages."""
+        return self.conditioning_epochs or self.base.nominal
+
+    def _firsts(self, ctx: Context) -> Chains:
+        """Return the networks that go from stage to stage: the base method's, or fresh ones."""
+        fresh = (Begin(seed=ctx.seed, kind="fresh", index=k) for k in range(self.pool))
+        return self.base.firsts(ctx) or tuple(fresh)
 
     def _now(self, ctx: Context) -> Context:
         """Return the context of the stage that is due in a loop."""
@@ -200,7 +218,7 @@ class Progressive:
 
     def _at(self, ctx: Context, done: Done, stage: int, links: Chains = ()) -> Context:
         """Return the context of a stage: earlier blocks are frozen."""
-        earlier = frozen(union_after(done, stage - 1)[0]) if stage > 1 else ()
+        earlier = frozen(union_after(done, stage - 1)) if stage > 1 else ()
         return replace(at_stage(ctx, done, stage, links), synth=self._blocks(ctx, earlier))
 
     def _blocks(self, ctx: Context, earlier: Sequence[SynthBlock]) -> tuple[SynthBlock, ...]:

@@ -21,20 +21,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from potstill.artefact import DistilledSet
-from potstill.core.errors import InputError, unknown
+from potstill.core.errors import InputError
 from potstill.core.keys import generator, integer
 from potstill.core.spec import record
 from potstill.engine import Ranks
 from potstill.experts import Begin
-from potstill.functional import Segment, TrainSpec, graph_bytes
+from potstill.functional import TrainSpec, graph_bytes
 from potstill.methods.api import METHODS, Context, Cost, Done, Loop, Metrics, Phase
 from potstill.methods.export import distilled
-from potstill.methods.idle import refuse_idle
+from potstill.methods.idle import refuse_idle, refuse_wrong
 from potstill.methods.inner import Inner
 from potstill.methods.outer import LABELS, Clip, Rates, State, begun, descend, on_device, skipped
 from potstill.methods.real import RealImages, missed
 from potstill.methods.shared import rounding
-from potstill.methods.start import INITS, beginnings, first_images, labels_of
+from potstill.methods.start import beginnings, first_images, labels_of
 from potstill.methods.student import Found, averaged, gradient_norms, meta_gradient
 from potstill.methods.windows import Window, turned, witnessed
 from potstill.nets import hindrance, kept_bytes
@@ -78,17 +78,7 @@ class RaTBPTT:
     """Steps of training on the set."""
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "tasks", "evaluation_steps"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}.")
-        for name in ("lr_img", "lr_label"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise InputError(f"{name} must be above 0, not {getattr(self, name)}.")
-        if not 0 <= self.lr_lr < math.inf:
-            raise InputError(f"lr_lr must be at least 0, not {self.lr_lr}.")
-        for name, allowed in (("labels", tuple(LABELS)), ("image_init", INITS)):
-            if getattr(self, name) not in allowed:
-                raise unknown(name, getattr(self, name), allowed)
+        refuse_wrong(self)
 
     def check(self, ctx: Context) -> None:
         """Refuse dropout, subsets larger than the set, only frozen blocks, idle settings."""
@@ -237,13 +227,14 @@ class RaTBPTT:
         recipe = self._recipe(ctx, state)
         return distilled(ctx, self, images=images, targets=targets, recipe=recipe)
 
-    def firsts(self, ctx: Context, count: int) -> tuple[Begin, ...]:
-        """Return the networks that go from stage to stage: so many fresh ones."""
-        return tuple(Begin(seed=ctx.seed, kind="fresh", index=k) for k in range(count))
+    def firsts(self, ctx: Context) -> tuple[Begin, ...]:
+        """Return no networks of its own."""
+        return ()
 
-    def segments(self, epochs: int | None = None) -> tuple[Segment, ...]:
-        """Return how a network is trained on the set, for so many steps."""
-        return (Segment(epochs=self.evaluation_steps if epochs is None else epochs),)
+    def training(self, ctx: Context, epochs: int) -> tuple[TrainSpec, int]:
+        """Return how a network is trained on the set for so many steps, and its images."""
+        spec = self.inner.recipe(ctx, self.inner.lr, steps=epochs, soft=self._soft)
+        return spec, len(labels_of(ctx))
 
     @property
     def nominal(self) -> int:

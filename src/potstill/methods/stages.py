@@ -9,16 +9,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from potstill.artefact import DistilledSet, Soft, load, set_digest
+from potstill.core.errors import InputError
 from potstill.core.spec import spec_hash
 from potstill.core.store import Store, default_cache
 from potstill.coresets import RealFilter, filter_tasks, score_tasks
 from potstill.data import DataSet
 from potstill.engine import Tasks
 from potstill.experts import After, Begin, ImportedExpert, Link, kept, link_tasks, read_rows
-from potstill.functional import Segment
+from potstill.functional import Segment, TrainSpec
 from potstill.methods.api import Context, Done, SynthBlock
 
 Chains = Sequence[Begin | ImportedExpert | Link]
@@ -81,14 +82,21 @@ def links_before(
 
     Networks are trained on each union by its recipe, for these segments.
     """
-    chains = firsts
+    chains, digest = firsts, ""
     for earlier in range(1, stage):
-        s, digest = union_after(done, earlier)
+        known = _known(*_place(done, earlier))
+        if earlier > 1 and known.before != digest:
+            folder = done[name("stage", earlier)][0]
+            raise InputError(
+                f"{folder} does not begin with the stage before it; remove it and later stages to "
+                "have them made again."
+            )
+        digest = known.digest
         chains = [
             Link(
                 after=after,
                 union=digest,
-                train=replace(s.recipe, segments=segments),
+                train=replace(known.recipe, segments=segments),
                 net=ctx.net_spec,
                 data=ctx.data.ref,
                 space=ctx.space.record(),
@@ -114,10 +122,9 @@ def at_stage(ctx: Context, done: Done, stage: int, links: Chains = ()) -> Contex
     return replace(ctx, data=data, after=after)
 
 
-def union_after(done: Done, stage: int) -> tuple[DistilledSet, str]:
-    """Return the union of the stages up to a finished one, and its digest."""
-    folder = done[name("stage", stage)][0]
-    return _read(folder, (folder / "set.json").stat().st_mtime_ns)
+def union_after(done: Done, stage: int) -> DistilledSet:
+    """Return the union of the stages up to a finished one."""
+    return _read(*_place(done, stage))
 
 
 def frozen(union: DistilledSet) -> tuple[SynthBlock, ...]:
@@ -139,10 +146,30 @@ def store_of(ctx: Context) -> Store:
     return ctx.store or Store(default_cache())
 
 
-@lru_cache(maxsize=32)
-def _read(folder: Path, changed: int) -> tuple[DistilledSet, str]:
+class _Known(NamedTuple):
+    """Digests of a union and of all but its last block, and its recipe."""
+
+    digest: str
+    before: str
+    recipe: TrainSpec
+
+
+def _place(done: Done, stage: int) -> tuple[Path, int]:
+    """Return where the union of a finished stage is, and when it was written."""
+    folder = done[name("stage", stage)][0]
+    return folder, (folder / "set.json").stat().st_mtime_ns
+
+
+@lru_cache(maxsize=1)
+def _read(folder: Path, written: int) -> DistilledSet:
+    return load(folder)
+
+
+@lru_cache(maxsize=64)
+def _known(folder: Path, written: int) -> _Known:
     s = load(folder)
-    return s, set_digest(s)
+    before = set_digest(s.prefix(len(s.blocks) - 1)) if len(s.blocks) > 1 else ""
+    return _Known(set_digest(s), before, s.recipe)
 
 
 @lru_cache(maxsize=1)

@@ -60,6 +60,19 @@ def first_images(ctx: Context, init: str, decoder: Decoder | None = None) -> tup
     return tuple(blocks)
 
 
+def scarce(ctx: Context, init: str, decoder: Decoder) -> tuple[str, ...]:
+    """Return a note where classes have too few real images for the first mosaics."""
+    if init == "noise" or not isinstance(decoder, MultiFormation):
+        return ()
+    fewest, wanted = min(map(len, class_rows(ctx.data))), ctx.ipc * decoder.cells
+    if fewest >= wanted:
+        return ()
+    return (
+        f"Note: {wanted} real images make the first mosaics of a class, and one has {fewest}, "
+        "so some come twice.",
+    )
+
+
 def _of_norm_one(ctx: Context, noise: Tensor, init: str) -> Tensor:
     """Return normal noise [C * ipc, ch, H, W], for `cluster` moved to class means, at norm 1."""
     rows = noise.flatten(1)

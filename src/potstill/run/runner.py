@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from potstill.artefact import DistilledSet, load, set_digest
+from potstill.artefact import DistilledSet, load
 from potstill.core.errors import InputError
-from potstill.core.files import locked, read_json, sweep, write_json
+from potstill.core.files import locked, sweep, write_json
 from potstill.core.log import Metrics, Quiet, Reporter
 from potstill.core.spec import canonical
 from potstill.core.state import load_tree, save_tree
@@ -17,7 +17,6 @@ from potstill.core.store import Store
 from potstill.core.threads import using_threads
 from potstill.data import DataSet, keep_space
 from potstill.engine import Tasks, joined, run_tasks
-from potstill.evaluation import Distilled, EvalSpec, evaluate_one
 from potstill.experts import Ahead, Conditioned, Paths, Trajectories
 from potstill.methods.api import Context, Loop
 from potstill.run.config import Run, Where
@@ -31,6 +30,7 @@ from potstill.run.folder import (
     resume_line,
 )
 from potstill.run.plan import plan_line
+from potstill.run.select import better, exported
 from potstill.run.shared import begun, follow
 from potstill.run.spent import Spent
 from potstill.run.stop import Stop, stoppable
@@ -183,7 +183,7 @@ def _loop(
                     report.say(f"Outer step {it - 1} was not finite: undone.")
                 advance(it - begin, " ".join(f"{k} {v:.4g}" for k, v in list(numbers.items())[:2]))
                 if _is_mark(run, it - begin, loop.steps):
-                    best = _better(run, ctx, state, it, best, out, store, where)
+                    best = better(run, ctx, state, it, best, out, store, where)
                     checkpoint()
                 elif time.monotonic() - saved_at >= where.checkpoint_seconds:
                     checkpoint()
@@ -194,7 +194,7 @@ def _loop(
     finally:
         metrics.close()
     if best is None:
-        return _exported(run, ctx, state, it, "last outer step")
+        return exported(run, ctx, state, it, "last outer step")
     rule = f"best of validation checks every {run.select_every} outer steps"
     chosen = load(out / "candidates" / str(best["it"]))
     origin = dataclasses.replace(chosen.origin, selection=rule)
@@ -215,49 +215,3 @@ def _restored(file: Path) -> tuple[str, int, Any, dict[str, Any] | None]:
 
 def _is_mark(run: Run, it: int, last: int) -> bool:
     return run.select_every > 0 and (it % run.select_every == 0 or it == last)
-
-
-def _exported(run: Run, ctx: Context, state: Any, it: int, selection: str) -> DistilledSet:
-    s = run.method.export(ctx, state)
-    origin = dataclasses.replace(s.origin, iteration=it, selection=selection)
-    return dataclasses.replace(s, origin=origin)
-
-
-def _better(
-    run: Run,
-    ctx: Context,
-    state: Any,
-    it: int,
-    best: dict[str, Any] | None,
-    out: Path,
-    store: Store,
-    where: Where,
-) -> dict[str, Any]:
-    """Save the set of this moment, score it on the validation part, return the better one."""
-    candidate = _exported(run, ctx, state, it, "candidate")
-    folder = out / "candidates" / str(it)
-    candidate.save(folder)
-    specs = tuple(
-        EvalSpec(
-            what=Distilled(digest=set_digest(candidate)),
-            net=run.net,
-            train=candidate.recipe,
-            seed=1000 + k,
-            data=ctx.data.ref,
-            space=ctx.space.record(),
-            compute=ctx.plan.tasks,
-        )
-        for k in range(run.select_nets)
-    )
-    tasks = Tasks(
-        kind="evaluations",
-        fn=evaluate_one,
-        specs=specs,
-        context={set_digest(candidate): str(folder)},
-        label="check",
-    )
-    run_tasks(tasks, store, engine=where.engine, workers=where.workers)
-    folders = [store.verify(tasks.kind, spec) for spec in specs]
-    values = [read_json(f / "result.json")["val"] for f in folders]
-    score = sum(values) / len(values)
-    return {"it": it, "score": score} if best is None or score > best["score"] else best
