@@ -23,15 +23,23 @@ from potstill.methods.inner import Inner
 from potstill.methods.mtt import MTT
 from potstill.methods.progressive import Progressive
 from potstill.methods.ratbptt import RaTBPTT
+from potstill.methods.rded import RDED
 from potstill.methods.real import RealImages
+from potstill.methods.recovering import CDA, SRe2L
 from potstill.methods.scored import EL2N, Forgetting
+from potstill.methods.tutors import Patches
 from potstill.methods.windows import Window
 from potstill.nets import NetSpec
+from potstill.recover import CDA_TINY, SRE2L_TINY
 from potstill.run import Run, preflight
+from potstill.teachers import Squeeze, TeacherPlan
 
 EXPERTS = ExpertPlan(count=2, epochs=2, lr=0.05, batch=64)
 ONE, USE = replace(EXPERTS, count=1), Use(lr=0.05, epochs=60)
 MATCHING = {"networks": 2, "matches": 3, "batch_real": 10, "evaluation_epochs": 100}
+TEACHER = TeacherPlan(
+    norm="batch", training=Squeeze(lr=0.1, epochs=6, warmup=1, batch=20, augment=None)
+)
 SMALL = {
     "mtt": MTT(
         iterations=6,
@@ -92,6 +100,17 @@ SMALL = {
     "k-medoids": KMedoids(training=ONE, use=USE),
     "forgetting": Forgetting(training=ONE, use=USE, keep="easiest"),
     "el2n": EL2N(training=EXPERTS, use=USE, keep="easiest"),
+    "sre2l": SRe2L(
+        teacher=TEACHER, recovery=replace(SRE2L_TINY, iterations=5, start="real"), use=USE
+    ),
+    "cda": CDA(
+        teacher=TEACHER,
+        recovery=replace(CDA_TINY, iterations=5, start="patches"),
+        patches=Patches(images=20),
+        temperature=4.0,
+        use=USE,
+    ),
+    "rded": RDED(teacher=TEACHER, patches=Patches(images=20), use=USE),
 }
 WRONG = {
     "mtt": [
@@ -130,6 +149,15 @@ WRONG = {
         for name in ("dc", "dsa", "dm", "idc")
     },
     **{name: [{"keep": "middle"}] for name in ("forgetting", "el2n")},
+    **{
+        name: [
+            *({field: 0} for field in ("batch", "together", "temperature")),
+            {"order": "fancy"},
+            {"temperature": float("nan")},
+        ]
+        for name in ("sre2l", "cda")
+    },
+    "rded": [{"temperature": 0}, {"temperature": -1.0}],
 }
 EVERY = pytest.mark.parametrize("name", METHODS.names())
 

@@ -20,7 +20,11 @@ def test_scales_page_is_current() -> None:
     assert (ROOT / "docs" / "scales.md").read_text() == page
 
 
-PAGES = ("README", "CONTRIBUTING", "docs/architecture", "docs/importing", "docs/progressive")
+PAGES = (
+    "README",
+    "CONTRIBUTING",
+    *(f"docs/{page}" for page in ("architecture", "importing", "progressive", "squeeze")),
+)
 
 
 @pytest.mark.parametrize("page", [f"{page}.md" for page in PAGES])

@@ -27,7 +27,7 @@ class Curriculum:
 
     Raises:
         InputError: for an unknown kind, shares that are not 0 < least <= most <= 1, a milestone
-            outside (0, 1], or one other than 1 of a constant.
+            outside (0, 1], or one or a `most` other than 1 of a constant.
 
     Differs: a milestone of 0, the default of the released CDA, which turns the curriculum off
         unnoticed, is refused; the formula of `reverse` is ours, the paper gives none.
@@ -51,8 +51,8 @@ class Curriculum:
                 f"The milestone of a curriculum lies above 0 and at most at 1, not at "
                 f"{self.milestone}; without a curriculum its kind is 'constant'."
             )
-        if self.kind == "constant" and self.milestone != 1:
-            raise InputError("The curriculum 'constant' has no milestone but 1.")
+        if self.kind == "constant" and (self.milestone, self.most) != (1, 1):
+            raise InputError("The curriculum 'constant' has no milestone and no most but 1.")
 
     def at(self, t: int, steps: int) -> float:
         """Return the smallest share at step t of `steps`, counted from 0."""

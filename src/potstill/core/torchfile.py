@@ -15,7 +15,7 @@ from potstill.core.errors import InputError
 
 
 class _Unread:
-    """What stands in for a number of NumPy: it takes anything and keeps nothing."""
+    """What stands in for what is not read: it takes anything and keeps nothing."""
 
     def __init__(self, *parts: object) -> None: ...
 
@@ -23,18 +23,20 @@ class _Unread:
 
 
 _NUMBERS = ("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+_SETTINGS = ("argparse.Namespace",)
 
 
-def read_torch(file: Path, *, numbers: bool = False) -> Any:
+def read_torch(file: Path, *, numbers: bool = False, settings: bool = False) -> Any:
     """Read a file of torch.save; nothing in it is run.
 
     Tensors are on the CPU and may be mapped from the file. With `numbers` the file may hold single
-    numbers of NumPy, which are not read.
+    numbers of NumPy, with `settings` an argparse.Namespace, which are not read.
 
     Raises:
         InputError: for a file that is damaged or asks for more than tensors.
     """
-    allowed: list[Any] = [(_Unread, name) for name in _NUMBERS] if numbers else []
+    names = (*(_NUMBERS if numbers else ()), *(_SETTINGS if settings else ()))
+    allowed: list[Any] = [(_Unread, name) for name in names]
     try:
         mapped = zipfile.is_zipfile(file)  # the old format cannot be mapped into memory
         if mapped:

@@ -6,6 +6,8 @@ from potstill.methods import coreset as _coreset  # noqa: F401
 from potstill.methods import mtt as _mtt  # noqa: F401
 from potstill.methods import progressive as _progressive  # noqa: F401
 from potstill.methods import ratbptt as _ratbptt  # noqa: F401
+from potstill.methods import rded as _rded  # noqa: F401
+from potstill.methods import recovering as _recovering  # noqa: F401
 from potstill.methods import scored as _scored  # noqa: F401
 from potstill.methods.api import (
     METHODS,

@@ -1,16 +1,32 @@
 """Recovery: images from a teacher alone, unit by unit."""
 
+from potstill.recover.gather import gather
 from potstill.recover.loop import Recovered, recovered
+from potstill.recover.presets import (
+    CDA_IN1K,
+    CDA_IN21K,
+    CDA_TINY,
+    SRE2L_CIFAR100,
+    SRE2L_IN1K,
+    SRE2L_TINY,
+)
 from potstill.recover.settings import Recovery
 from potstill.recover.unit import KIND, RecoverSpec, read_unit, recover_tasks, recover_unit
 from potstill.recover.units import Unit, units_of
 
 __all__ = [
+    "CDA_IN1K",
+    "CDA_IN21K",
+    "CDA_TINY",
     "KIND",
+    "SRE2L_CIFAR100",
+    "SRE2L_IN1K",
+    "SRE2L_TINY",
     "RecoverSpec",
     "Recovered",
     "Recovery",
     "Unit",
+    "gather",
     "read_unit",
     "recover_tasks",
     "recover_unit",

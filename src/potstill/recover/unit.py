@@ -24,6 +24,7 @@ from potstill.engine import Tasks
 from potstill.nets.taps import Tapped
 from potstill.recover.codec import levels, stored
 from potstill.recover.loop import recovered
+from potstill.recover.picture import draw
 from potstill.recover.settings import Recovery
 from potstill.recover.start import noise, patched, real
 from potstill.recover.units import Unit
@@ -142,15 +143,12 @@ def recover_tasks(
     return Tasks(kind=KIND, fn=recover_unit, specs=specs, context=context, label="recovery")
 
 
-def _touch(patch: PatchSpec, units: Sequence[Unit]) -> bool:
-    return any(set(patch.classes) & set(unit.classes) for unit in units)
-
-
 def recover_unit(spec: RecoverSpec, context: dict[str, str], folder: Path) -> None:
     """Recover the images of the units and write them with labels, indices and snapshots.
 
     `images` uint8 [N, C, H, W], `labels` and `indices` int64 [N], `snapshots` uint8
-    [k, N, C, H, W]; in `unit.json` losses (step, cross-entropy, statistics) and seconds.
+    [k, N, C, H, W], if there are any also as a picture; in `unit.json` losses (step, cross-entropy,
+    statistics) and seconds.
     context[digest] is the folder of the teacher of that digest, context["store"] the store.
 
     Raises:
@@ -178,6 +176,8 @@ def recover_unit(spec: RecoverSpec, context: dict[str, str], folder: Path) -> No
         "snapshots": torch.stack(seen[1:]) if seen[1:] else seen[0].new_empty(0, *seen[0].shape),
     }
     save_tree(folder / _FILE, tree)
+    if seen[1:]:
+        draw(folder / "snapshots.png", seen[0], tree["snapshots"], tree["labels"])
     facts = {
         "losses": found.losses,
         "torch": torch.__version__,

@@ -21,7 +21,8 @@ from potstill.core.state import load_tree, save_tree, tensor_digest
 from potstill.data import MeanStd
 from potstill.nets import NetSpec, build, filled
 
-_WEIGHTS, _FACTS = "teacher.safetensors", "teacher.json"
+WEIGHTS, FACTS = "teacher.safetensors", "teacher.json"
+"""The files of a teacher: weights with running statistics, and its record."""
 
 
 @record
@@ -77,8 +78,8 @@ def keep_teacher(
     teacher = Teacher(
         net=net, space=space, shape=shape, classes=classes, names=names, digest=digest
     )
-    save_tree(folder / _WEIGHTS, state)
-    write_json(folder / _FACTS, {"teacher": to_json(teacher), "facts": dict(facts or {})})
+    save_tree(folder / WEIGHTS, state)
+    write_json(folder / FACTS, {"teacher": to_json(teacher), "facts": dict(facts or {})})
     return teacher
 
 
@@ -102,12 +103,12 @@ def teacher_facts(folder: Path) -> dict[str, Any]:
 
 def _read(folder: Path) -> tuple[Teacher, dict[str, Any]]:
     try:
-        found = read_json(folder / _FACTS)
+        found = read_json(folder / FACTS)
         teacher, facts = from_json(found["teacher"]), found["facts"]
     except (KeyError, TypeError) as error:
-        raise InputError(f"{folder / _FACTS} does not describe a teacher.") from error
+        raise InputError(f"{folder / FACTS} does not describe a teacher.") from error
     if not isinstance(teacher, Teacher):
-        raise InputError(f"{folder / _FACTS} does not describe a teacher.")
+        raise InputError(f"{folder / FACTS} does not describe a teacher.")
     return teacher, facts
 
 
@@ -117,7 +118,7 @@ def open_teacher(teacher: Teacher, folder: Path) -> nn.Module:
     Raises:
         InputError: if the folder holds other weights, or some are missing or too many.
     """
-    state = load_tree(folder / _WEIGHTS)
+    state = load_tree(folder / WEIGHTS)
     given = (teacher.net, teacher.space, teacher.shape, teacher.classes, teacher.names)
     if _digest(state, *given) != teacher.digest:
         raise InputError(f"{folder} holds another teacher than {teacher.digest[:12]}.")
@@ -139,7 +140,8 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], *, name: str) -
     missing, strange = own.keys() - state.keys(), state.keys() - own.keys()
     if missing or strange:
         which, what = (missing, "lacks") if missing else (strange, "has, unlike the network,")
-        raise InputError(f"The teacher {name} {what} {len(which)} weights such as {min(which)}.")
+        count = f"{len(which)} weight{'s'[: len(which) != 1]}"
+        raise InputError(f"The teacher {name} {what} {count} such as {min(which)}.")
     for key, value in own.items():
         if value.shape != state[key].shape:
             raise InputError(

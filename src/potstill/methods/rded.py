@@ -1,0 +1,111 @@
+"""RDED as a method: real crops that a teacher finds easiest, tiled into images.
+
+    teachers -> patches -> loop: the teacher looks at the images, and gives them soft labels if
+    asked for
+
+Source: Sun, Shi, Yu and Lin, On the Diversity and Realism of Distilled Dataset: An Efficient
+Dataset Distillation Paradigm, CVPR 2024 (arXiv 2312.03526).
+
+Differs: see `potstill.coresets.patches`; the published way to train on the images, a label of each
+    augmented view, is not here yet.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from potstill.core.errors import InputError
+from potstill.core.spec import record
+from potstill.coresets.patch_tasks import read_patches
+from potstill.methods.api import METHODS, Context, Cost, Done, Phase
+from potstill.methods.chosen import Use
+from potstill.methods.taught import begin, check_temperature, export, look, loop
+from potstill.methods.tutors import (
+    Patches,
+    check_patches,
+    check_teachers,
+    patch_phase,
+    teacher_phase,
+    teacher_work,
+)
+from potstill.teachers import TeacherPlan
+
+
+@METHODS.add("rded")
+@record
+@dataclass(frozen=True, kw_only=True)
+class RDED:
+    """Tile the crops of real images that a teacher finds easiest (Sun et al., CVPR 2024)."""
+
+    teacher: TeacherPlan = TeacherPlan()
+    """Which teacher; one."""
+    patches: Patches = Patches()
+    """How the crops are chosen and tiled."""
+    temperature: float | None = None
+    """None: labels are classes; else each image has one soft label, the teacher's at this
+    temperature (published for labels of views: 20)."""
+    use: Use = Use()
+    """How networks are trained on the images."""
+
+    def __post_init__(self) -> None:
+        if len(self.teacher.nets) > 1:
+            raise InputError(f"rded has one teacher, not {len(self.teacher.nets)}.")
+        check_temperature(self)
+
+    def check(self, ctx: Context) -> None:
+        """Refuse classes with too few images, and what no teacher can be had for."""
+        check_patches(self.patches, ctx)
+        check_teachers(self.teacher, ctx)
+
+    def cost(self, ctx: Context) -> Cost:
+        """Return the work of the teacher and its look at the crops, and their bytes on disk."""
+        images, steps, disk, advice = teacher_work(self.teacher, ctx)
+        crops = ctx.data.n_classes * self.patches.images * self.patches.crops
+        area = ctx.data.channels * ctx.data.size[0] * ctx.data.size[1]
+        return Cost(
+            graph_bytes=0,
+            adjoint_bytes=0,
+            disk_bytes=disk + ctx.ipc * ctx.data.n_classes * area,
+            steps=ctx.data.n_classes,
+            task_images=images + crops // 3,
+            task_steps=steps,
+            notes=(f"patches: up to {crops:,} crops of real images are looked at", *advice),
+        )
+
+    def phases(self, ctx: Context, done: Done) -> Phase | None:
+        """Make the teacher and the patches; look at them."""
+        if "loop" in done:
+            return None
+        if "teachers" not in done:
+            return teacher_phase(self.teacher, ctx)
+        return loop(ctx) if "patches" in done else patch_phase(self.patches, ctx, done)
+
+    def pixels(self, ctx: Context) -> Tensor:
+        """Return the tiled images, uint8, class by class."""
+        return _gathered(tuple(ctx.done["patches"]))
+
+    def scaled(self, scale: Literal["smoke", "cpu"]) -> RDED:
+        """Return the method with at most the counts of the scale; nothing else changes."""
+        epochs = min(self.use.epochs, 10 if scale == "smoke" else 300)
+        return dataclasses.replace(
+            self,
+            teacher=self.teacher.scaled(scale),
+            patches=self.patches.scaled(scale),
+            use=dataclasses.replace(self.use, epochs=epochs),
+        )
+
+    init, step, export = begin, look, export
+
+
+@lru_cache(maxsize=1)
+def _gathered(folders: Sequence[Path]) -> Tensor:
+    """Return the images of finished patches; kept in the process."""
+    return torch.cat([read_patches(folder)["images"].flatten(0, 1) for folder in folders])
