@@ -101,8 +101,12 @@ def line_of(row: dict) -> str:
 
 
 def said(method: dict) -> str:
-    """Return a method in a word or two: with its windows, or the images in a stored one."""
+    """Return a method in a few words: with its windows, its parts, the images in a stored one."""
     name = method["type"].removesuffix("Method").lower()
+    if base := method.get("base"):
+        parts, kept = method.get("stages") or method["blocks"], method.get("filter", {}).get("rule")
+        about = f"{parts} parts" + (f", filter {kept}" if kept not in (None, "none") else "")
+        return f"{name} {said(base)}, {about}"
     if window := method.get("window"):
         return f"{name} ({window['place']})"
     return f"{name} (factor {method['factor']})" if name == "idc" else name

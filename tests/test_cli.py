@@ -141,7 +141,7 @@ def test_listings(capsys):
         "methods": ["mtt", "random", "herding", "k-center", "k-medoids", "forgetting", "el2n"],
         "datasets": ["digits", "folder", "parquet", "hf", "torchvision", "npz", "imagenette@mtt"],
         "nets": [*(f"convnet{k}" for k in range(1, 9)), "vgg11", "resnet18-bn", "timm:NAME"],
-        "protocols": ["strict", "mtt", "dc", "dsa", "dc-bench", "staged", "staged-idc"],
+        "protocols": ["strict", "mtt", "dc", "dc-bench", "staged-idc", "tiny-kd", "rded"],
     }
     for listing, wanted in names.items():
         assert cli.run([listing]) == 0
@@ -242,7 +242,7 @@ MISTAKES = {
     "evaluate": ("SET_OR_RUN",),
     "evaluate nothing": ("no distilled set at nothing",),
     "evaluate nothing --protocol": ("--protocol",),
-    "evaluate nothing --regimes online": ("'hard', 'soft'",),
+    "evaluate nothing --regimes stored": ("'hard', 'soft', 'online'",),
     "distill --method herding --data digits --ipc 1 --select-every 5": ("herding does not",),
     "distill --method random --data digits --ipc 1 --strategy graph": ("random has none",),
     "distill --method random --data digits --ipc 500": ("--replacement",),

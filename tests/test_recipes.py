@@ -71,6 +71,7 @@ COUNTS = {
     "method.pool",
     "method.conditioning_epochs",
     "method.stage_epochs",
+    "method.filter.interval",
     "method.filter.training.count",
     "method.filter.training.epochs",
     "net.width",

@@ -67,12 +67,22 @@ class CutMix:
 
     def apply(self, x: Tensor, y: Tensor, mixing: Mixing | None) -> tuple[Tensor, Tensor]:
         """Return images [n, C, H, W] and soft targets [n, K], mixed; new tensors, or the given."""
+        return self.images(x, mixing), self.targets(y, mixing)
+
+    def images(self, x: Tensor, mixing: Mixing | None) -> Tensor:
+        """Return images [n, C, H, W], mixed; a new tensor, or the given one."""
         if mixing is None:
-            return x, y
-        partner = mixing.partner.to(x.device, non_blocking=True)
+            return x
         mixed, box = x.clone(), (slice(None), slice(None), mixing.rows, mixing.columns)
-        mixed[box] = x[box].index_select(0, partner)
-        return mixed, mixing.ratio * y + (1 - mixing.ratio) * y.index_select(0, partner)
+        mixed[box] = x[box].index_select(0, mixing.partner.to(x.device, non_blocking=True))
+        return mixed
+
+    def targets(self, y: Tensor, mixing: Mixing | None) -> Tensor:
+        """Return soft targets [n, K], mixed; a new tensor, or the given one."""
+        if mixing is None:
+            return y
+        partner = mixing.partner.to(y.device, non_blocking=True)
+        return mixing.ratio * y + (1 - mixing.ratio) * y.index_select(0, partner)
 
 
 def _beta(u: float, beta: float) -> float:

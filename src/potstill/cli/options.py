@@ -62,8 +62,9 @@ class Score:
     """Networks a row; the protocol's number (5) by default."""
     protocol: str = "strict"
     """Rules of the evaluation (see `potstill protocols`)."""
-    regimes: tuple[Literal["hard", "soft"], ...] = ()
-    """Labels of all images, side by side: hard, soft (a teacher's); by default the set's own."""
+    regimes: tuple[Literal["hard", "soft", "online"], ...] = ()
+    """Labels of all images, side by side: hard, soft (a teacher's of each image), online (its own
+    of every augmented batch); by default those of the set or protocol."""
     prefix: int | None = None
     """Score the first so many blocks of the set; all by default."""
     beside: tuple[Path, ...] = ()

@@ -61,6 +61,12 @@ def patch_tasks(spec: PatchSpec, blocks: Sequence[tuple[int, ...]], *, teacher: 
     return Tasks(kind=KIND, fn=choose_patches, specs=specs, context=context, label="patches")
 
 
+def class_blocks(count: int) -> list[tuple[int, ...]]:
+    """Return so many classes in blocks for tasks: about 20, of at most 25 classes."""
+    each = min(25, max(1, count // 20))
+    return [tuple(range(c, min(c + each, count))) for c in range(0, count, each)]
+
+
 def choose_patches(spec: PatchSpec, context: dict[str, str], folder: Path) -> None:
     """Choose and tile the patches of each class and write `images` uint8 [K, ipc, C, H, W].
 

@@ -11,7 +11,7 @@ from potstill.core.compute import Compute, Wish, choose
 from potstill.data import DataSet
 from potstill.evaluation.images import Images
 from potstill.evaluation.rules import Protocol
-from potstill.evaluation.specs import Distilled, Mosaics, Real
+from potstill.evaluation.specs import Distilled, Mosaics, Patched, Real
 from potstill.functional import TrainSpec
 from potstill.nets import FlatNet, flops
 
@@ -66,10 +66,14 @@ def work_of(train: TrainSpec, count: int, ends: Sequence[int] = ()) -> tuple[int
     return train.steps(count, ends), train.seen(count, ends)
 
 
-def _count(what: Distilled | Real | Mosaics, of: DistilledSet | None, data: DataSet) -> int:
+def _count(
+    what: Distilled | Real | Mosaics | Patched, of: DistilledSet | None, data: DataSet
+) -> int:
     """Return the number of training images; `of` is the set that a distilled one is like."""
     if isinstance(what, Real):
         return len(what.indices or data.train)
+    if isinstance(what, Patched):
+        return len(what.labels())
     if isinstance(what, Mosaics):
         return len(what.decode.index(what.labels(data.train)))
     assert of is not None

@@ -20,13 +20,13 @@ from potstill.coresets import (
 )
 from potstill.data import DataSet, Split
 from potstill.evaluation.rules import Protocol
-from potstill.evaluation.specs import Distilled, Mosaics, Real
+from potstill.evaluation.specs import Distilled, Mosaics, Patched, Real
 from potstill.functional import TrainSpec, within
 
 STAGED = ("distilled", "distilled, matched budget", "distilled, flat union")
 """Rows of a set with stages."""
-BASELINES = ("random real", "k-means medoid", "random mosaics")
-What = tuple[Distilled | Real | Mosaics, ...]
+BASELINES = ("random real", "k-means medoid", "random mosaics", "RDED")
+What = tuple[Distilled | Real | Mosaics | Patched, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +105,11 @@ def images_of(
     features: Features | None,
     note: str = "",
     beside: Sequence[Beside] = (),
+    patched: Patched | None = None,
 ) -> list[Images]:
     """Return what is trained on, in the order of the rows; `note` says which part of a set s is.
+
+    `patched` are RDED's images by the set's teacher, shown with the real ones.
 
     Raises:
         InputError: if the protocol is for sets with blocks and s has none.
@@ -134,6 +137,11 @@ def images_of(
         nbytes = _real_bytes(data, len(s), s)
         for name, what, note in _matched(s, data.train, features, rules.seeds):
             found.append(Images(name=name, what=what, trains=trains, nbytes=nbytes, note=note))
+        if patched is not None:
+            what, note = (patched,), "crops that the set's teacher finds easiest"
+            found.append(
+                Images(name=BASELINES[3], what=what, trains=trains, nbytes=nbytes, note=note)
+            )
     if whole is not None:
         nbytes = _real_bytes(data, len(data.train), s)
         found.append(

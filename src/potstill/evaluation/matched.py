@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -19,15 +19,16 @@ from potstill.data import DataSet, keep_space, reopen
 from potstill.engine import Tasks, run_tasks
 from potstill.evaluation.computing import computed, trainings
 from potstill.evaluation.images import Beside, Images, check_data, cut_to, images_of
+from potstill.evaluation.online import easiest, experts_of, labellers
 from potstill.evaluation.protocol import PROTOCOLS
-from potstill.evaluation.regimes import labels_of, regimes_of, teacher_of
+from potstill.evaluation.regimes import labels_of, regimes_of
 from potstill.evaluation.result import Result
 from potstill.evaluation.rows import Group, row_of, shown
 from potstill.evaluation.rules import Protocol
-from potstill.evaluation.specs import EvalSpec, Taught
+from potstill.evaluation.specs import EvalSpec, Online, Patched, Taught
 from potstill.evaluation.tasks import evaluate_one
 from potstill.experts import ExpertSpec, ImportedExpert, train_expert
-from potstill.functional import TrainSpec
+from potstill.functional import Softened, TrainSpec
 from potstill.nets import NET_POOLS, NetSpec, build, filled, variant
 
 KIND = "evaluations"
@@ -63,19 +64,22 @@ def evaluate(
             them. A network named by text takes its options from the set's own (`nets.variant`).
         protocol: see `PROTOCOLS`.
         seeds: networks a row; the protocol's number by default.
-        regimes: labels of all images: "hard", "soft" or both, side by side; by default the set's
-            own labels and hard ones for real images. Under "soft", images without soft labels of
-            their own take those of the teacher.
+        regimes: labels of all images, side by side: "hard", "soft", "online"; by default the
+            set's own labels and hard ones for real images, or "online" with a protocol for it.
+            Under "soft", images without soft labels of their own take those of the teacher; under
+            "online" networks learn what it says of every augmented batch.
         prefix: take the first so many blocks of the set only; all by default.
         beside: folders of other sets, cut to their first so many images of each class as the set
             has; each is trained on by its own recipe.
-        baselines: also train on random and k-means-medoid real images, as many a class, and
-            beside a set of mosaics on random mosaics; at the set's own step size and at that of own
+        baselines: also train on random and k-means-medoid real images, as many a class, beside
+            a set of mosaics on random mosaics, and under "online" on RDED's images by the set's
+            own teacher; at the set's own step size and at that of own
             and grid which is best on validation.
         whole: how to train on all real training images, to show that row too.
         features: where k-means looks; the normalised pixels by default.
-        teacher: the network behind soft labels; by default one of the set's own kind is trained
-            on the real training images.
+        teacher: the network behind soft labels, and behind those online of a set whose own
+            teachers are not in the store; by default one of the set's own kind is trained on the
+            real training images.
         store: where finished trainings are kept and looked up; the user's cache by default.
         engine: "inline" or "processes", with `workers` processes.
         wish: device, threads, precision and compilation of each training, chosen for all trainings
@@ -88,7 +92,7 @@ def evaluate(
             or number is wrong.
     """
     wish = wish or Wish(threads=1)
-    choose(wish, order=1, flops=0, images=0, steps=0)  # refuses what this machine cannot do
+    plain = choose(wish, order=1, flops=0, images=0, steps=0)  # refuses what is not to be had
     rules = _rules(protocol, seeds, baselines)
     path, s = (None, s) if isinstance(s, DistilledSet) else (s, load(s))
     note = ""
@@ -112,10 +116,10 @@ def evaluate(
     for space in (s.space, *(each.sets[0].space for each in others)):
         keep_space(space)
     store = store or Store(default_cache())
-    taught = None
-    if "soft" in regimes:
-        taught = Taught(teacher=teacher or teacher_of(s, data, wish))
-    images = images_of(s, data, rules, whole, features, note, others)
+    taught, own = labellers(s, data, regimes, teacher, store=store, wish=wish)
+    crops = easiest(s, data, own, plain) if rules.baselines else None
+    patched = None if crops is None else Patched(specs=tuple(crops.specs))
+    images = images_of(s, data, rules, whole, features, note, others, patched)
     work = trainings(images, data, rules, len(regimes))
     tested = (len(data.val) + len(data.test)) * (1 + len(rules.marks))
     groups = [
@@ -127,8 +131,11 @@ def evaluate(
     specs = tuple(dict.fromkeys(spec for group in groups for spec in group.specs))
     work_on = partial(run_tasks, store=store, engine=engine, workers=workers)
     with _folders(s, path, others) as folders:
-        if taught is not None and any(spec.labels == taught for spec in specs):
-            work_on(_lessons(taught, s.origin.data))
+        if experts := experts_of(specs):
+            work_on(_lessons(experts, s.origin.data))
+        if crops is not None:
+            work_on(crops)
+        folders |= {each.digest: str(folder) for each, folder in own.items()}
         work_on(_tasks(specs, folders, store), on_done=on_done)
     found = {spec: read_json(store.verify(KIND, spec) / "result.json") for spec in specs}
     return Result(
@@ -168,10 +175,9 @@ def _tasks(specs: tuple[EvalSpec, ...], folders: dict[str, str], store: Store) -
     return Tasks(kind=KIND, fn=evaluate_one, specs=specs, context=context, label="evaluation")
 
 
-def _lessons(taught: Taught, source: str) -> Tasks:
-    """Return the training of the teacher of soft labels."""
+def _lessons(specs: tuple[ExpertSpec | ImportedExpert, ...], source: str) -> Tasks:
+    """Return the training of the teachers."""
     context = {"source": source}
-    specs = (taught.teacher,)
     return Tasks(kind="experts", fn=train_expert, specs=specs, context=context, label="teacher")
 
 
@@ -194,7 +200,7 @@ def _groups(
     net: NetSpec,
     images: Sequence[Images],
     regimes: Sequence[str],
-    taught: Taught | None,
+    taught: Mapping[str, Taught | Online],
     rules: Protocol,
     compute: Compute,
 ) -> list[Group]:
@@ -202,11 +208,12 @@ def _groups(
 
     def spec(item: Images, train: TrainSpec, regime: str, seed: int) -> EvalSpec:
         labels, loss = labels_of(item.of, regime, taught)
+        lesson = rules.lesson or train.lesson or Softened() if regime == "online" else None
         return EvalSpec(
             what=item.what[seed % len(item.what)],
             labels=labels,
             net=net,
-            train=replace(train, loss=loss),
+            train=replace(train, loss=loss, lesson=lesson),
             seed=seed,
             data=s.ref,
             space=(item.of or s).space.record(),
@@ -222,6 +229,6 @@ def _groups(
         )
         for regime in regimes
         for item in images
-        if regime != "soft" or item.name != "whole set"
+        if regime not in taught or item.name != "whole set"
         for train in item.trains
     ]

@@ -1,8 +1,11 @@
-"""Regimes of labels: the set's own, hard ones, or the soft ones of one teacher for all images."""
+"""Regimes of labels: the set's own, hard ones, or those of one teacher for all images.
+
+The teacher labels each image once (soft), or every augmented batch (online).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from potstill.artefact import DistilledSet, Hard
@@ -12,12 +15,12 @@ from potstill.data import DataSet
 from potstill.evaluation.computing import computed, work_of
 from potstill.evaluation.protocol import whole_recipe
 from potstill.evaluation.rules import Protocol
-from potstill.evaluation.specs import Taught
+from potstill.evaluation.specs import Online, Taught
 from potstill.experts import ExpertSpec
 from potstill.nets import build
 
-REGIMES = ("hard", "soft")
-Labels = Taught | Literal["own", "hard"]
+REGIMES = ("hard", "soft", "online")
+Labels = Taught | Online | Literal["own", "hard"]
 
 
 def own_regime(s: DistilledSet) -> Literal["hard", "soft"]:
@@ -26,21 +29,22 @@ def own_regime(s: DistilledSet) -> Literal["hard", "soft"]:
 
 
 def regimes_of(s: DistilledSet, wanted: Sequence[str], rules: Protocol) -> tuple[str, ...]:
-    """Return the regimes to evaluate under, none twice; ("own",) if none is named.
+    """Return the regimes to evaluate under, none twice; if none is named, the set's or protocol's.
 
     Raises:
-        InputError: for an unknown regime, or soft labels under a protocol of hard ones.
+        InputError: for an unknown regime, or other labels than hard ones under a protocol of those.
     """
     wanted = [wanted] if isinstance(wanted, str) else wanted
     for name in wanted:
         if name not in REGIMES:
             raise unknown("regime", name, REGIMES)
-    if rules.hard_only and ("soft" in wanted or not (wanted or isinstance(s.targets, Hard))):
+    hard = set(wanted) <= {"hard"} if wanted else isinstance(s.targets, Hard)
+    if rules.hard_only and not hard:
         raise InputError(
             f"Protocol {rules.name!r} trains on hard labels only: ask for the regime 'hard', or "
             "use 'strict'."
         )
-    return tuple(dict.fromkeys(wanted)) or ("own",)
+    return tuple(dict.fromkeys(wanted)) or ("own" if rules.lesson is None else "online",)
 
 
 def teacher_of(s: DistilledSet, data: DataSet, wish: Wish) -> ExpertSpec:
@@ -59,13 +63,18 @@ def teacher_of(s: DistilledSet, data: DataSet, wish: Wish) -> ExpertSpec:
 
 
 def labels_of(
-    s: DistilledSet | None, regime: str, taught: Taught | None
+    s: DistilledSet | None, regime: str, taught: Mapping[str, Taught | Online]
 ) -> tuple[Labels, Literal["ce", "soft_ce"]]:
-    """Return whose labels the images of a set, or real ones, take under a regime, and the loss."""
+    """Return whose labels the images of a set, or real ones, take under a regime, and the loss.
+
+    `taught` has the teachers' labels under the regimes that need some; the loss of those online is
+    the lesson, whatever is returned.
+    """
+    if regime == "online":
+        return taught[regime], "ce"
     brought_soft = s is not None and not isinstance(s.targets, Hard)
     if regime == "soft" and not brought_soft:
-        assert taught is not None
-        return taught, "soft_ce"
+        return taught[regime], "soft_ce"
     if regime == "hard" and brought_soft:
         return "hard", "ce"
     return "own", "soft_ce" if brought_soft else "ce"

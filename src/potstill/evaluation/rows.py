@@ -10,8 +10,9 @@ from typing import Any
 from potstill.evaluation.images import BASELINES, Images
 from potstill.evaluation.result import Row, spread
 from potstill.evaluation.rules import Protocol
-from potstill.evaluation.specs import EvalSpec, Taught
+from potstill.evaluation.specs import EvalSpec, Online, Taught
 from potstill.nets import describe
+from potstill.teachers import Teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +36,15 @@ def row_of(group: Group, found: dict[EvalSpec, dict[str, Any]], rules: Protocol)
     if isinstance(first.labels, Taught):
         nbytes["targets"] = results[0]["target_bytes"]
         notes.append(f"soft labels by a {describe(first.labels.teacher.net)}")
+    if isinstance(first.labels, Online):
+        nbytes |= {"targets": results[0]["target_bytes"], "teacher": results[0]["teacher_bytes"]}
+        by = " and ".join(f"a {describe(teacher.net)}" for teacher in first.labels.teachers)
+        own = any(isinstance(teacher, Teacher) for teacher in first.labels.teachers)
+        notes.append(f"labels online by {'the teacher of the set, ' if own else ''}{by}")
     return Row(
         name=group.images.name,
         net=describe(first.net),
-        regime="soft" if first.train.loss == "soft_ce" else "hard",
+        regime=_regime(first),
         accuracies=accuracies,
         validation=validation,
         mean=mean,
@@ -55,6 +61,12 @@ def row_of(group: Group, found: dict[EvalSpec, dict[str, Any]], rules: Protocol)
         compute=first.compute.describe(),
         marks=marks,
     )
+
+
+def _regime(spec: EvalSpec) -> str:
+    if spec.train.lesson is not None:
+        return "online"
+    return "soft" if spec.train.loss == "soft_ce" else "hard"
 
 
 def _at_best(

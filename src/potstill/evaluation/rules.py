@@ -11,7 +11,7 @@ from potstill.augment import CutMix, Policy, Views
 from potstill.core.errors import InputError
 from potstill.core.spec import record
 from potstill.data import MeanStd
-from potstill.functional import SGD, Adam, Segment, TrainSpec, idc_segments
+from potstill.functional import SGD, Adam, Segment, Softened, TrainSpec, idc_segments
 
 
 @record
@@ -49,6 +49,12 @@ class Protocol:
     sampler: tuple[int, int] | None = None
     """Classes and images of each a step (an epoch is then one step), unless the recipe has its own
     class-balanced batches."""
+    batches: tuple[tuple[int, int], ...] = ()
+    """Instead of batch: for more than so many training images a class batches of so many (see
+    `suited`), ascending from (0, ...)."""
+    lesson: Softened | None = None
+    """How a teacher's labels of every augmented batch are learned; the protocol is then for the
+    regime online, unless another is asked for."""
     hard_only: bool = False
     """Whether soft labels are refused."""
     seeds: int = 5
@@ -64,15 +70,21 @@ class Protocol:
         """Return the protocol for a set: what depends on its images and normaliser is filled in.
 
         Epochs follow from the decoded images a class; with 100 or more classes they are two thirds
-        of those in the table, in whole hundreds. Views of pixels get mean and std.
+        of those in the table, in whole hundreds. Batches do, too; with 100 or more classes they are
+        twice those in the table (but 100 with 200 classes), at most the whole set. Views of pixels
+        get mean and std.
 
         Raises:
             InputError: if views are asked for of images that are not normalised by mean and std.
         """
-        found = self
+        found, classes = self, len(s.classes)
+        total = len(s.decode.index(s.targets.classes))
+        count = total / classes
+        if self.batches:
+            batch = [batch for more, batch in self.batches if count > more][-1]
+            batch = 100 if classes == 200 else batch * (2 if classes >= 100 else 1)
+            found = replace(found, batch=min(batch, total))
         if self.epochs:
-            classes = len(s.classes)
-            count = len(s.decode.index(s.targets.classes)) / classes
             epochs = [epochs for more, epochs in self.epochs if count > more][-1]
             epochs = epochs * 2 // 3 // 100 * 100 if classes >= 100 else epochs
             found = replace(found, segments=idc_segments(epochs))

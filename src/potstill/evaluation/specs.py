@@ -11,10 +11,12 @@ from torch import Tensor
 from potstill.artefact import MultiFormation
 from potstill.core.compute import Compute
 from potstill.core.spec import record
+from potstill.coresets.patch_tasks import PatchSpec
 from potstill.data import DataRef, SpaceSpec, Split
 from potstill.experts import ExpertSpec, ImportedExpert
 from potstill.functional import TrainSpec
 from potstill.nets import NetSpec
+from potstill.teachers import Teacher
 
 
 @record
@@ -49,6 +51,21 @@ class Mosaics:
 
 @record
 @dataclass(frozen=True, kw_only=True)
+class Patched:
+    """Train on RDED's images: crops of real ones that a teacher finds easiest."""
+
+    specs: tuple[PatchSpec, ...]
+    """Finished work in the store context["store"], one spec a block of classes."""
+
+    def labels(self) -> Tensor:
+        """Return the class of each image, int64 [n]."""
+        return torch.tensor(
+            [c for each in self.specs for c in each.classes for _ in range(each.ipc)]
+        )
+
+
+@record
+@dataclass(frozen=True, kw_only=True)
 class Taught:
     """Take soft labels: the softmax of what a teacher says of the images, in evaluation mode."""
 
@@ -58,11 +75,20 @@ class Taught:
 
 @record
 @dataclass(frozen=True, kw_only=True)
+class Online:
+    """Learn what teachers say of every augmented, mixed batch: the mean of their logits."""
+
+    teachers: tuple[Teacher, ...] | tuple[ExpertSpec | ImportedExpert]
+    """Teachers by content (the folder of each is context[digest]), or an expert as of `Taught`."""
+
+
+@record
+@dataclass(frozen=True, kw_only=True)
 class EvalSpec:
     """One trained network: everything that its accuracy depends on."""
 
-    what: Distilled | Real | Mosaics
-    labels: Taught | Literal["own", "hard"] = "own"
+    what: Distilled | Real | Mosaics | Patched
+    labels: Taught | Online | Literal["own", "hard"] = "own"
     """As the images bring them, the likeliest class of each, or those of a teacher."""
     net: NetSpec
     train: TrainSpec

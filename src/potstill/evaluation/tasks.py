@@ -24,13 +24,13 @@ __all__ = ["Distilled", "EvalSpec", "evaluate_one"]
 def evaluate_one(spec: EvalSpec, context: dict[str, str], folder: Path) -> None:
     """Train one network, last epoch, and write `result.json`.
 
-    It holds `val` and `test` (accuracies, fractions), `steps`, `target_bytes`, `seconds`,
-    `cpu_seconds` and `peak_bytes` (the most memory that the process held so far); `marks` with
-    `epochs`, `val` and `test` of each. context[digest] is the folder of the distilled set of that
-    digest, context["store"] the store with the teacher.
+    It holds `val` and `test` (accuracies, fractions), `steps`, `target_bytes`, `teacher_bytes` (of
+    teachers online), `seconds`, `cpu_seconds` and `peak_bytes` (the most memory that the process
+    held so far); `marks` with `epochs`, `val` and `test` of each. context[digest] is the folder of
+    the distilled set, or teacher, of that digest; context["store"] the store with experts.
 
     Raises:
-        InputError: if the set in that folder is not the one of the spec.
+        InputError: if the set or teacher in its folder is not the one of the spec.
     """
     data, lesson = reopen(spec.data), lesson_of(spec, context)
     net = flat(
@@ -46,6 +46,7 @@ def evaluate_one(spec: EvalSpec, context: dict[str, str], folder: Path) -> None:
         **_measured(spec, net, theta),
         "steps": spec.train.steps(len(lesson.images), lesson.ends),
         "target_bytes": lesson.targets.nbytes,
+        "teacher_bytes": lesson.teacher_bytes,
         "seconds": seconds,
         "cpu_seconds": cpu_seconds,
         "peak_bytes": peak_memory(),
@@ -83,6 +84,7 @@ def _trained(
         prepare=lesson.prepare,
         on_epoch=on_epoch if spec.marks else None,
         view=lesson.view,
+        teach=lesson.teach,
         compute=spec.compute,
     )
     if theta.device.type == "cuda":

@@ -1,6 +1,6 @@
 """Differentiable optimizers, unrolled training, first-order training."""
 
-from potstill.functional.losses import ce, soft_ce
+from potstill.functional.losses import Softened, ce, soft_ce
 from potstill.functional.optim import SGD, Adam
 from potstill.functional.schedule import (
     IDC_AUGMENT,
@@ -24,6 +24,7 @@ __all__ = [
     "Adam",
     "Batch",
     "Segment",
+    "Softened",
     "TrainSpec",
     "accuracy",
     "augmented",

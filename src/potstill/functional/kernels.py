@@ -39,9 +39,9 @@ def gradient(
 ) -> tuple[Tensor, Tensor]:
     """Return loss (0-dim) and gradient [P] at theta [P], both without a graph.
 
-    `loss_of` is `ce` or `soft_ce`; `batch` the images of a full batch, of which x [B, C, H, W] may
-    have fewer. Networks with statistics of the batch take it whole, and a smaller one in eager
-    mode. By default in eager float32.
+    `loss_of` is `ce`, `soft_ce` or a `Softened`; `batch` the images of a full batch, of which x
+    [B, C, H, W] may have fewer. Networks with statistics of the batch take it whole, and a smaller
+    one in eager mode. By default in eager float32.
     """
     if compute is None or not compute.compiled:
         precision = "float32" if compute is None else compute.precision

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from potstill.core.errors import InputError
+from potstill.core.spec import record
 from potstill.nets.flat import FlatNet
 
 PART = 32 * 32 * 32
@@ -33,8 +37,44 @@ def soft_ce(logits: Tensor, probabilities: Tensor) -> Tensor:
     return -(probabilities * F.log_softmax(logits, dim=1)).sum(1).mean()
 
 
+@record
+@dataclass(frozen=True, kw_only=True)
+class Softened:
+    """The divergence of a network's softened outputs from a teacher's, a loss of logits.
+
+    The mean over the batch of sum_k p_k (log p_k - log q_k), where p is the softmax of the
+    teacher's logits / T and q that of the network's; times T^2 if `squared`, so that gradients
+    keep their size when T changes.
+
+    Source: Hinton, Vinyals, Dean, arXiv:1503.02531.
+
+    Raises:
+        InputError: for a temperature that is not above 0.
+    """
+
+    temperature: float = 20.0
+    """T."""
+    squared: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.temperature < math.inf:
+            raise InputError(f"A lesson's temperature must be above 0, not {self.temperature}.")
+
+    def __call__(self, logits: Tensor, taught: Tensor) -> Tensor:
+        """Return the loss (0-dim) of logits [B, K] against the teacher's [B, K]."""
+        return self.each(logits, taught).mean()
+
+    def each(self, logits: Tensor, taught: Tensor) -> Tensor:
+        """Return the loss [B] of each image."""
+        heat = self.temperature
+        p, q = F.log_softmax(taught / heat, dim=1), F.log_softmax(logits / heat, dim=1)
+        return (p.exp() * (p - q)).sum(1) * (heat**2 if self.squared else 1)
+
+
 def each(loss_of: LossOf, logits: Tensor, y: Tensor) -> Tensor:
-    """Return the loss [B] of each image, whose mean is `ce` or `soft_ce`."""
+    """Return the loss [B] of each image, whose mean is `ce`, `soft_ce` or a `Softened`."""
+    if isinstance(loss_of, Softened):
+        return loss_of.each(logits, y)
     if loss_of is ce:
         return F.cross_entropy(logits, y, reduction="none")
     assert loss_of is soft_ce

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from potstill.core.errors import InputError
-from potstill.core.spec import record
+from potstill.core.spec import later, record
 
 State = tuple[Tensor, ...]
 
@@ -128,15 +128,17 @@ class Adam:
     s = step + 1; m' = b1 m + (1 - b1) g; v' = b2 v + (1 - b2) g^2; q = sqrt(v' + eps_root);
     theta' = theta - a m' / (c q + eps). eps_mode "torch": a = lr / (1 - b1^s) and
     c = 1 / sqrt(1 - b2^s); "higher021" (`higher` 0.2.1): a = lr sqrt(1 - b2^s) / (1 - b1^s) and
-    c = 1. weight_decay is added to g, or if decoupled lr weight_decay theta is subtracted.
-    The state is (m, v).
+    c = 1. weight_decay times theta is added to g, or if decoupled times lr subtracted.
+    The state is (m, v). With decays "weights" only tensors of two or more dimensions decay, no
+    biases and no scales of norms; `init` is then told which, and keeps it in the state.
 
     Differs: eps_root is added to the raw v, not to the bias-corrected one (optax); all derivatives
     of q are 0 where v' + eps_root = 0, so that dead units give no NaN (torch.optim gives NaN).
 
     Raises:
         InputError: for betas outside [0, 1), a negative eps, eps_root or weight decay, eps and
-            eps_root both 0, an unknown eps_mode, decoupled without weight decay.
+            eps_root both 0, an unknown eps_mode or decays, decoupled or decays without weight
+            decay.
     """
 
     betas: tuple[float, float] = (0.9, 0.999)
@@ -145,6 +147,7 @@ class Adam:
     eps_mode: Literal["torch", "higher021"] = "torch"
     weight_decay: float = 0.0
     decoupled: bool = False
+    decays: Literal["all", "weights"] = later("all")
 
     def __post_init__(self) -> None:
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
@@ -158,10 +161,23 @@ class Adam:
             raise InputError(f"Adam eps_mode must be torch or higher021, not {self.eps_mode!r}.")
         if self.decoupled and not self.weight_decay:
             raise InputError("Adam decoupled has no effect without weight_decay.")
+        if self.decays not in ("all", "weights"):
+            raise InputError(f"Adam decays must be all or weights, not {self.decays!r}.")
+        if self.decays == "weights" and not self.weight_decay:
+            raise InputError("Adam decays 'weights' has no effect without weight_decay.")
 
-    def init(self, theta: Tensor) -> State:
-        """Return the state before step 0."""
-        return torch.zeros_like(theta), torch.zeros_like(theta)
+    def init(self, theta: Tensor, *, decayed: Tensor | None = None) -> State:
+        """Return the state before step 0; `decayed` [P] is 1 where theta decays and 0 elsewhere.
+
+        Raises:
+            InputError: with decays "weights", if nobody tells which.
+        """
+        moments = torch.zeros_like(theta), torch.zeros_like(theta)
+        if self.decays == "all":
+            return moments
+        if decayed is None:
+            raise InputError("Adam decays 'weights' is only for plain trainings on a set.")
+        return *moments, decayed
 
     def update(
         self, theta: Tensor, grad: Tensor, state: State, lr: Tensor, step: int
@@ -169,14 +185,14 @@ class Adam:
         """Return theta and state after one step; lr is 0-dim."""
         _, m, v = self._moments(theta, grad, state)
         scale, c = self._correction(step)
-        kept = theta * (1 - lr * self.weight_decay) if self.decoupled else theta
-        return kept - lr * scale * m / (c * self._root(v) + self.eps), (m, v)
+        kept = theta * (1 - lr * self._decay(state)) if self.decoupled else theta
+        return kept - lr * scale * m / (c * self._root(v) + self.eps), (m, v, *state[2:])
 
     def pullback(
         self, theta: Tensor, grad: Tensor, state: State, lr: Tensor, step: int, after: Bars
     ) -> Bars:
         """Return the adjoints before the step; `after.grad` is not read, `after.lr` is added to."""
-        (b1, b2), decay = self.betas, self.weight_decay
+        (b1, b2), decay = self.betas, self._decay(state)
         g, m, v = self._moments(theta, grad, state)
         scale, c = self._correction(step)
         q = self._root(v)
@@ -189,15 +205,20 @@ class Adam:
         g_bar = (1 - b1) * m_bar + 2 * (1 - b2) * g * v_bar
         theta_bar = after.theta
         if self.decoupled:
-            lr_bar = lr_bar - decay * torch.sum(after.theta * theta)
+            shrunk = theta if self.decays == "all" else theta * state[2]
+            lr_bar = lr_bar - self.weight_decay * torch.sum(after.theta * shrunk)
             theta_bar = (1 - lr * decay) * theta_bar
-        elif decay:
+        elif self.weight_decay:
             theta_bar = theta_bar + decay * g_bar
-        return Bars(theta_bar, g_bar, (b1 * m_bar, b2 * v_bar), lr_bar)
+        rest = tuple(torch.zeros_like(part) for part in state[2:])
+        return Bars(theta_bar, g_bar, (b1 * m_bar, b2 * v_bar, *rest), lr_bar)
+
+    def _decay(self, state: State) -> float | Tensor:
+        return self.weight_decay if self.decays == "all" else self.weight_decay * state[2]
 
     def _moments(self, theta: Tensor, grad: Tensor, state: State) -> tuple[Tensor, Tensor, Tensor]:
         (b1, b2), decayed = self.betas, self.weight_decay and not self.decoupled
-        g = grad + self.weight_decay * theta if decayed else grad
+        g = grad + self._decay(state) * theta if decayed else grad
         return g, b1 * state[0] + (1 - b1) * g, b2 * state[1] + (1 - b2) * g * g
 
     def _correction(self, step: int) -> tuple[float, float]:

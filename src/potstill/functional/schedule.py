@@ -12,6 +12,7 @@ from typing import Literal
 from potstill.augment import DSA, IDC, CutMix, Policy
 from potstill.core.errors import InputError, unknown
 from potstill.core.spec import later, record
+from potstill.functional.losses import Softened
 from potstill.functional.optim import SGD, Adam
 from potstill.functional.sharpness import GSAM
 
@@ -55,7 +56,9 @@ class TrainSpec:
     epoch is one step, on so many images of each of batch / balanced classes that are drawn anew
     (see `functional.sampling`); loss: "ce" takes class numbers, "soft_ce" probabilities; augment:
     applied to every batch, or None; sharpness: see `GSAM`, or None; mix: what mixes augmented
-    images and their targets, class numbers too, or None.
+    images and their targets, class numbers too, or None; lesson: how a teacher's outputs for the
+    augmented, mixed images are learned (`fit`'s `teach`), None without a teacher; targets then only
+    tell the classes of balanced batches.
 
     Raises:
         InputError: for an lr of at most 0, a batch below 1 or no multiple of `balanced`, no
@@ -71,6 +74,7 @@ class TrainSpec:
     sharpness: GSAM | None = None
     balanced: int | None = None
     mix: CutMix | None = None
+    lesson: Softened | None = later(None)
 
     def __post_init__(self) -> None:
         if not 0 < self.lr < math.inf:

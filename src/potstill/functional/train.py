@@ -17,7 +17,7 @@ from potstill.core.compute import Compute
 from potstill.core.errors import InputError
 from potstill.core.threads import using_threads
 from potstill.data import Pixels
-from potstill.functional.advance import Job, Prepare, advance, as_input
+from potstill.functional.advance import Job, Prepare, Teach, advance, as_input
 from potstill.functional.kernels import logits
 from potstill.functional.optim import State
 from potstill.functional.sampling import Sampler, sampler
@@ -41,6 +41,7 @@ def fit(
     prepare: Prepare | None = None,
     on_epoch: OnEpoch | None = None,
     view: View | None = None,
+    teach: Teach | None = None,
     compute: Compute | None = None,
 ) -> Tensor:
     """Return the weights after training from theta by the spec.
@@ -64,11 +65,13 @@ def fit(
             overwritten afterwards.
         view: images, targets and, where there are any, places of the first so many blocks, for
             segments that name blocks; asked once a run of segments with the same number.
+        teach: the teacher of a spec with a lesson: its logits of augmented, mixed images.
         compute: how; by default in eager float32 on theta's device, by torch's threads.
 
     Raises:
         InputError: if images and targets differ in number or do not suit the spec, theta is not on
-            the device of `compute`, or a segment names blocks and there is no view.
+            the device of `compute`, a segment names blocks and there is no view, or a
+            lesson has no teacher.
     """
     if view is None and any(segment.blocks for segment in spec.segments):
         raise InputError("A training in stages needs a set with blocks (view).")
@@ -79,7 +82,7 @@ def fit(
             x, y, *by = part
             _check(x, y, spec, prepare)
             _check_last(net, theta, x, spec, prepare)
-            job = Job.of(net, theta, x, y, spec, prepare, compute)
+            job = Job.of(net, theta, x, y, spec, prepare, compute, teach)
             drawn = sampler(y, spec, *by)
             yield from ((segment, job, drawn) for segment in segments)
 
@@ -87,7 +90,7 @@ def fit(
     with _computing(compute, theta):
         for segment, job, drawn in parts():
             if epoch == 0 or segment.optimizer == "new":
-                state, step = spec.optimizer.init(theta), 0
+                state, step = job.begin(theta), 0
             lr = torch.tensor(spec.lr * segment.lr_scale, dtype=theta.dtype, device=theta.device)
             for _ in range(segment.epochs):
                 if not net.training:  # whoever listens may have predicted

@@ -13,7 +13,7 @@ import torch
 from potstill.core.errors import InputError
 from potstill.core.spec import record
 from potstill.core.store import Store, default_cache
-from potstill.coresets.patch_tasks import PatchSpec, patch_tasks
+from potstill.coresets.patch_tasks import PatchSpec, class_blocks, patch_tasks
 from potstill.data import MeanStd
 from potstill.engine import Tasks, run_tasks
 from potstill.methods.api import Context, Done
@@ -143,8 +143,6 @@ def _bytes(net: NetSpec, ctx: Context) -> int:
 def patch_phase(patches: Patches, ctx: Context, done: Done) -> Tasks:
     """Return the tasks that choose patches by the first teacher: some classes each."""
     teacher, folder = next(iter(teachers_of(ctx, done).items()))
-    count = ctx.data.n_classes
-    each = min(25, max(1, count // 20))
     spec = PatchSpec(
         teacher=teacher,
         data=ctx.data.ref,
@@ -156,8 +154,7 @@ def patch_phase(patches: Patches, ctx: Context, done: Done) -> Tasks:
         seed=ctx.seed,
         compute=ctx.plan.tasks,
     )
-    blocks = [tuple(range(c, min(c + each, count))) for c in range(0, count, each)]
-    return patch_tasks(spec, blocks, teacher=folder)
+    return patch_tasks(spec, class_blocks(ctx.data.n_classes), teacher=folder)
 
 
 def check_patches(patches: Patches, ctx: Context) -> None:

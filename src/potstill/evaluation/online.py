@@ -1,0 +1,115 @@
+"""Teachers of an evaluation: whose labels the regimes soft and online take, and where they lie.
+
+A teacher of the set's own also chooses the images of RDED that are shown beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from potstill.artefact import DistilledSet
+from potstill.core.compute import Compute, Wish
+from potstill.core.errors import InputError
+from potstill.core.store import Store
+from potstill.coresets import counts_of
+from potstill.coresets.patch_tasks import PatchSpec, class_blocks, patch_tasks
+from potstill.data import DataSet
+from potstill.engine import Tasks
+from potstill.evaluation.regimes import teacher_of
+from potstill.evaluation.specs import EvalSpec, Online, Taught
+from potstill.experts import ExpertSpec, ImportedExpert
+from potstill.teachers import Teacher, check_accuracy, check_teacher, read_teacher, teacher_facts
+
+_PARENT = "teacher "
+"""How a parent of a set begins that is a teacher; its digest follows."""
+
+
+def own_teachers(s: DistilledSet, data: DataSet, store: Store) -> dict[Teacher, Path]:
+    """Return the teachers that a set comes from with their folders in a store; none if one lacks.
+
+    Raises:
+        InputError: if they are of other data, or have learned nothing.
+    """
+    parents = (parent for parent in s.origin.parents if parent.startswith(_PARENT))
+    wanted, there = [parent.removeprefix(_PARENT) for parent in parents], {}
+    for entry in store.entries("teachers") if wanted else ():
+        with suppress(InputError):  # work of another version
+            teacher = read_teacher(entry.folder)
+            there[teacher.digest] = (teacher, entry.folder)
+    if not all(digest in there for digest in wanted):
+        return {}
+    found = dict(there[digest] for digest in wanted)
+    for teacher, folder in found.items():
+        check_teacher(teacher, data)
+        check_accuracy(teacher_facts(folder)["validation_accuracy"], teacher)
+    return found
+
+
+def labellers(
+    s: DistilledSet,
+    data: DataSet,
+    regimes: Sequence[str],
+    teacher: ExpertSpec | ImportedExpert | None,
+    *,
+    store: Store,
+    wish: Wish,
+) -> tuple[dict[str, Taught | Online], dict[Teacher, Path]]:
+    """Return whose labels the regimes take that need a teacher, and folders of the set's own.
+
+    Online these are the set's own teachers, if the store has them all; else `teacher`, or one that
+    is trained on the real images.
+
+    Raises:
+        InputError: if the set's teachers are of other data, or have learned nothing.
+    """
+    own = own_teachers(s, data, store) if "online" in regimes else {}
+    found: dict[str, Taught | Online] = {}
+    for regime in regimes:
+        if regime == "online" and own:
+            found[regime] = Online(teachers=tuple(own))
+        elif regime in ("soft", "online"):
+            teacher = teacher or teacher_of(s, data, wish)
+            online = regime == "online"
+            found[regime] = Online(teachers=(teacher,)) if online else Taught(teacher=teacher)
+    return found, own
+
+
+def experts_of(specs: Iterable[EvalSpec]) -> tuple[ExpertSpec | ImportedExpert, ...]:
+    """Return the experts whose labels networks take, none twice."""
+    found: list[Teacher | ExpertSpec | ImportedExpert] = []
+    for labels in (spec.labels for spec in specs):
+        found += labels.teachers if isinstance(labels, Online) else ()
+        found += (labels.teacher,) if isinstance(labels, Taught) else ()
+    return tuple(dict.fromkeys(each for each in found if not isinstance(each, Teacher)))
+
+
+def easiest(
+    s: DistilledSet, data: DataSet, own: Mapping[Teacher, Path], compute: Compute
+) -> Tasks | None:
+    """Return the tasks that make RDED's images, as many a class as the set has, by its teacher.
+
+    A committee's first one chooses. None without a teacher, or where RDED has no images: classes
+    of different numbers in the set or with too few real images, images that are not square.
+    """
+    counts, (height, width) = counts_of(s), data.size
+    factor = 2 if height > 64 and height % 2 == 0 else 1
+    have = min(torch.bincount(data.train.labels, minlength=len(counts)).tolist())
+    if not own or len(set(counts)) > 1 or height != width:
+        return None
+    teacher, folder = next(iter(own.items()))
+    spec = PatchSpec(
+        teacher=teacher,
+        data=s.ref,
+        classes=(0,),
+        ipc=counts[0],
+        factor=factor,
+        seed=0,
+        compute=compute,
+    )
+    if min(have, spec.images) < spec.ipc * factor**2:
+        return None
+    return patch_tasks(spec, class_blocks(len(counts)), teacher=folder)
