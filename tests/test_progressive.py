@@ -279,8 +279,6 @@ class Killed(Exception):
 def test_a_run_that_ended_within_a_stage_goes_on_to_the_same_bytes(
     name, stage, tmp_path, monkeypatch
 ):
-    if name == "dsa":
-        pytest.skip("as idc")
     method = Progressive(base=BASES[name], stages=3, pool=2)
     run, step = of(method, select_every=2, select_nets=1), Progressive.step
     distil(run, tmp_path / "whole")

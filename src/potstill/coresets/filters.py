@@ -28,8 +28,8 @@ from potstill.engine import Tasks
 from potstill.experts import ExpertPlan, Trajectory
 from potstill.experts.kept import write_rows
 from potstill.experts.links import FILTERS, LINKS
-from potstill.functional import predict
-from potstill.nets import FlatNet, NetSpec, filled, flat
+from potstill.functional import fresh, predict
+from potstill.nets import FlatNet, NetSpec, filled
 
 Rule = Literal["none", "correct", "both", "forgetting"]
 _READS: dict[str, tuple[str, ...]] = {
@@ -219,7 +219,7 @@ def banded(scores: Tensor, *, interval: int, stage: int, stages: int) -> Tensor:
 def _times_right(spec: FilterSpec, data: DataSet, networks: Sequence[Trajectory]) -> Tensor:
     """Return how many networks classify each training image correctly, int64 [N]."""
     space, train, device = open_space(spec.space), data.train, torch.device(spec.compute.device)
-    net = flat(spec.net, channels=data.channels, size=data.size, classes=data.n_classes, seed=0)
+    net = fresh(spec.net, data)
     pixels, prepare = prepared(space, train.pixels)
     pixels, right = moved(pixels, device), torch.zeros(len(train), dtype=torch.int64)
     for network in networks:

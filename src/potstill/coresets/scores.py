@@ -20,8 +20,8 @@ from potstill.coresets.rules import error_norms, forgotten
 from potstill.data import DataSet, Space, moved, open_space, prepared, reopen
 from potstill.engine import Tasks
 from potstill.experts import ExpertPlan, ExpertSpec, expert_tasks
-from potstill.functional import fit, predict
-from potstill.nets import NetSpec, flat
+from potstill.functional import fit, fresh, predict
+from potstill.nets import NetSpec
 
 Score = Literal["forgetting", "el2n"]
 _FILE = "scores.safetensors"
@@ -75,14 +75,7 @@ def score_images(spec: ScoreSpec, context: dict[str, str], folder: Path) -> None
     """
     network = spec.network
     data = reopen(network.data)
-    net = flat(
-        network.net,
-        channels=data.channels,
-        size=data.size,
-        classes=data.n_classes,
-        seed=network.seed,
-        key=("scores", network.index),
-    )
+    net = fresh(network.net, data, seed=network.seed, key=("scores", network.index))
     compute, device = spec.compute, torch.device(spec.compute.device)
     pixels, prepare = prepared(open_space(network.space), data.train.pixels)
     pixels, labels = moved(pixels, device), data.train.labels.to(device)

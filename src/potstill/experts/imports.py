@@ -21,8 +21,8 @@ from potstill.engine import Tasks
 from potstill.experts.buffers import read_buffer
 from potstill.experts.pools import KIND, find_pool
 from potstill.experts.store import write_trajectory
-from potstill.functional import accuracy
-from potstill.nets import FlatNet, NetSpec, describe, filled, flat
+from potstill.functional import accuracy, fresh
+from potstill.nets import FlatNet, NetSpec, describe, filled
 
 _TRIED = 1000
 """Validation images that the first expert has to classify."""
@@ -84,7 +84,7 @@ def import_experts(
     if lr is not None and not 0 < lr < math.inf:
         raise InputError(f"The step size lr must be above 0, not {lr}.")
     net = filled(net)
-    own = flat(net, channels=data.channels, size=data.size, classes=data.n_classes, seed=0)
+    own = fresh(net, data)
     name = describe(net)
     digests = _digests(files)
     source = hashlib.sha256("".join(digests).encode()).hexdigest()

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from potstill.core.compute import Compute
-from potstill.core.errors import InputError, WorkError, unknown
+from potstill.core.errors import InputError, WorkError
 from potstill.core.keys import generator
+from potstill.core.ranges import at_least, one_of
 from potstill.core.spec import record
 from potstill.data import DataRef, DataSet, Space, SpaceSpec, at_hand, open_space, reopen
 from potstill.engine import Tasks
@@ -47,13 +48,9 @@ class NetworkPool:
     """Seed of the networks, whatever that of the run: pools of one seed are shared."""
 
     def __post_init__(self) -> None:
-        for name, least in (("size", 0), ("first", 0), ("count", 1)):
-            if getattr(self, name) < least:
-                raise InputError(
-                    f"pool.{name} must be at least {least}, not {getattr(self, name)}."
-                )
-        if self.keeps not in ("paths", "starts"):
-            raise unknown("pool.keeps", self.keeps, ("paths", "starts"))
+        at_least(0, self, "size", "first", prefix="pool.")
+        at_least(1, self, "count", prefix="pool.")
+        one_of(("paths", "starts"), self, "keeps", prefix="pool.")
         starts = (self.first, self.count) != (0, 1)
         if (starts or self.seed or self.keeps == "starts") and not self.size:
             raise InputError("pool.keeps, first, count and seed need a pool.size.")

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from potstill.augment import IDC, CutMix, Policy
 from potstill.core.compute import Compute
-from potstill.core.errors import InputError
 from potstill.core.keys import generator
+from potstill.core.ranges import a_part, at_least
 from potstill.core.spec import record
 from potstill.data import Pixels
 from potstill.functional import SGD, Segment, TrainSpec, take_steps
@@ -53,11 +53,8 @@ class NetworkPath:
     """Part of the steps whose images are mixed by CutMix."""
 
     def __post_init__(self) -> None:
-        for name in ("images", "early"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} must be at least 0, not {getattr(self, name)}.")
-        if not 0 <= self.cutmix <= 1:
-            raise InputError(f"cutmix must lie in [0, 1], not {self.cutmix}.")
+        at_least(0, self, "images", "early")
+        a_part(self, "cutmix")
         _ = self.train  # its records refuse a bad step size, batch, momentum or decay
 
     @property

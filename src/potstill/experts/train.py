@@ -16,6 +16,7 @@ from torch import Tensor
 from potstill.augment import DSA, Policy
 from potstill.core.compute import Compute
 from potstill.core.errors import InputError, WorkError
+from potstill.core.ranges import at_least
 from potstill.core.spec import record
 from potstill.core.store import Store, default_cache
 from potstill.data import DataRef, DataSet, Space, SpaceSpec, moved, open_space, prepared, reopen
@@ -23,8 +24,8 @@ from potstill.engine import Tasks
 from potstill.experts.imports import imported_tasks
 from potstill.experts.pools import KIND, find_pool
 from potstill.experts.store import write_trajectory
-from potstill.functional import GSAM, SGD, Segment, TrainSpec, accuracy, fit
-from potstill.nets import NetSpec, filled, flat
+from potstill.functional import GSAM, SGD, Segment, TrainSpec, accuracy, fit, fresh
+from potstill.nets import NetSpec, filled
 
 
 @record
@@ -52,10 +53,7 @@ class ExpertPlan:
     """Train none: take `count` experts of this pool (see `potstill experts import`)."""
 
     def __post_init__(self) -> None:
-        if self.count < 1:
-            raise InputError(f"count of experts must be at least 1, not {self.count}.")
-        if self.epochs < 1:
-            raise InputError(f"epochs of an expert must be at least 1, not {self.epochs}.")
+        at_least(1, self, "count", "epochs", prefix="experts' ")
         if not self.gsam.rho and (self.gsam.alpha or not self.gsam.adaptive):
             raise InputError("gsam.alpha and gsam.adaptive have no effect without a gsam.rho.")
         _ = self.train  # its records refuse a bad step size, batch, momentum or decay
@@ -158,14 +156,7 @@ def train_from(
     Raises:
         WorkError: if the parameters stop being finite.
     """
-    net = flat(
-        spec.net,
-        channels=data.channels,
-        size=data.size,
-        classes=data.n_classes,
-        seed=spec.seed,
-        key=("expert", spec.index),
-    )
+    net = fresh(spec.net, data, seed=spec.seed, key=("expert", spec.index))
     theta0 = net.theta0 if theta0 is None else theta0
     compute, device = spec.compute, torch.device(spec.compute.device)
     rows = torch.empty(spec.train.epochs + 1, net.numel, pin_memory=device.type == "cuda")

@@ -1,5 +1,6 @@
 """Differentiable optimizers, unrolled training, first-order training."""
 
+from potstill.functional.fresh import fresh
 from potstill.functional.losses import Softened, ce, soft_ce
 from potstill.functional.optim import SGD, Adam
 from potstill.functional.schedule import (
@@ -31,6 +32,7 @@ __all__ = [
     "ce",
     "choose_strategy",
     "fit",
+    "fresh",
     "graph_bytes",
     "idc_recipe",
     "idc_segments",

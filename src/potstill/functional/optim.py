@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from potstill.core.errors import InputError
+from potstill.core.ranges import at_least, below_one
 from potstill.core.spec import later, record
 
 State = tuple[Tensor, ...]
@@ -73,10 +74,8 @@ class SGD:
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.momentum < 1:
-            raise InputError(f"SGD momentum must lie in [0, 1), not {self.momentum}.")
-        if not self.weight_decay >= 0:
-            raise InputError(f"SGD weight_decay must be at least 0, not {self.weight_decay}.")
+        below_one(self, "momentum", prefix="SGD ")
+        at_least(0, self, "weight_decay", prefix="SGD ")
         if self.dampening and not self.momentum:
             raise InputError(f"SGD dampening {self.dampening} has no effect without momentum.")
         if self.nesterov and (not self.momentum or self.dampening):
@@ -152,9 +151,7 @@ class Adam:
     def __post_init__(self) -> None:
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise InputError(f"Adam betas must be two numbers in [0, 1), not {self.betas}.")
-        for name in ("eps", "eps_root", "weight_decay"):
-            if not getattr(self, name) >= 0:
-                raise InputError(f"Adam {name} must be at least 0, not {getattr(self, name)}.")
+        at_least(0, self, "eps", "eps_root", "weight_decay", prefix="Adam ")
         if self.eps == self.eps_root == 0:
             raise InputError("Adam needs an eps or an eps_root above 0.")
         if self.eps_mode not in ("torch", "higher021"):

@@ -8,13 +8,12 @@ Improve Dataset Distillation (FTD), CVPR 2023 (arXiv 2211.11004).
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from potstill.core.errors import InputError
+from potstill.core.ranges import at_least
 from potstill.core.spec import record
 
 _TINY = 1e-12
@@ -40,9 +39,7 @@ class GSAM:
     """Perturb each parameter in proportion to its square."""
 
     def __post_init__(self) -> None:
-        for name in ("rho", "alpha"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise InputError(f"GSAM {name} must be at least 0, not {getattr(self, name)}.")
+        at_least(0, self, "rho", "alpha", prefix="GSAM ")
 
     def perturbation(self, theta: Tensor, grad: Tensor) -> Tensor:
         """Return e [P] at theta [P] from the gradient there."""

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from potstill.artefact import DistilledSet
 from potstill.core.errors import InputError
+from potstill.core.ranges import a_part, at_least
 from potstill.core.spec import canonical, record
 from potstill.methods.api import (
     METHODS,
@@ -50,10 +51,8 @@ class Boost:
     """Step size of earlier blocks, as a part of the new block's; 0 freezes them."""
 
     def __post_init__(self) -> None:
-        if self.blocks < 1:
-            raise InputError(f"blocks must be at least 1, not {self.blocks}.")
-        if not 0 <= self.beta <= 1:
-            raise InputError(f"beta must lie in [0, 1], not {self.beta}.")
+        at_least(1, self, "blocks")
+        a_part(self, "beta")
         if hasattr(self.base, "base") or not hasattr(self.base, "iterations"):
             name = type(self.base).__name__.lower()
             raise InputError(f"boost is for methods that move images step by step, not {name}.")

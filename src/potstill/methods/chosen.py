@@ -6,7 +6,6 @@ The functions take the method as `method` and become methods of its class by ass
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypedDict
@@ -17,6 +16,7 @@ from torch import Tensor
 from potstill.artefact import DistilledSet
 from potstill.augment import DSA, Policy
 from potstill.core.errors import InputError
+from potstill.core.ranges import above_zero, at_least
 from potstill.core.spec import record
 from potstill.coresets import members_of, repeated
 from potstill.experts import ExpertPlan
@@ -43,10 +43,8 @@ class Use:
     """Augmentation of the images."""
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise InputError(f"use.epochs must be at least 1, not {self.epochs}.")
-        if not 0 < self.lr < math.inf:
-            raise InputError(f"use.lr must be above 0, not {self.lr}.")
+        at_least(1, self, "epochs", prefix="use.")
+        above_zero(self, "lr", prefix="use.")
 
     @property
     def recipe(self) -> TrainSpec:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from operator import attrgetter
 from typing import Any
 
-from potstill.core.errors import InputError, unknown
+from potstill.core.errors import InputError
+from potstill.core.ranges import above_zero, at_least, one_of
 from potstill.methods.outer import LABELS
 from potstill.methods.start import INITS
 
@@ -45,14 +45,8 @@ def refuse_wrong(method: Any) -> None:
     Raises:
         InputError: naming the first one.
     """
-    for name in ("iterations", "tasks", "evaluation_steps"):
-        if getattr(method, name) < 1:
-            raise InputError(f"{name} must be at least 1, not {getattr(method, name)}.")
-    for name in ("lr_img", "lr_label"):
-        if not 0 < getattr(method, name) < math.inf:
-            raise InputError(f"{name} must be above 0, not {getattr(method, name)}.")
-    if not 0 <= method.lr_lr < math.inf:
-        raise InputError(f"lr_lr must be at least 0, not {method.lr_lr}.")
-    for name, allowed in (("labels", tuple(LABELS)), ("image_init", INITS)):
-        if getattr(method, name) not in allowed:
-            raise unknown(name, getattr(method, name), allowed)
+    at_least(1, method, "iterations", "tasks", "evaluation_steps")
+    above_zero(method, "lr_img", "lr_label")
+    at_least(0, method, "lr_lr")
+    one_of(LABELS, method, "labels")
+    one_of(INITS, method, "image_init")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -11,6 +10,7 @@ import torch
 
 from potstill.augment import RAT, Params, Policy
 from potstill.core.errors import InputError
+from potstill.core.ranges import above_zero, at_least
 from potstill.core.spec import record
 from potstill.functional import (
     SGD,
@@ -51,11 +51,8 @@ class Inner:
     """Augmentation of the distilled images."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.lr < math.inf:
-            raise InputError(f"inner.lr must be above 0, not {self.lr}.")
-        for name in ("classes", "images"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise InputError(f"inner.{name} must be at least 1, not {value}.")
+        above_zero(self, "lr", prefix="inner.")
+        at_least(1, self, "classes", "images", prefix="inner.")
         if self.window_eps is not None:
             if not isinstance(self.optimizer, Adam):
                 raise InputError(f"inner.window_eps ({self.window_eps!r}) says nothing to SGD.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields, replace
 from operator import attrgetter
 from typing import Any, Literal, Self
@@ -10,6 +9,7 @@ from typing import Any, Literal, Self
 from potstill.artefact import Identity, MultiFormation
 from potstill.augment import Policy
 from potstill.core.errors import InputError, unknown
+from potstill.core.ranges import above_zero, at_least, below_one, one_of
 from potstill.core.spec import record
 from potstill.data import Space
 from potstill.experts import NetworkPath, NetworkPool
@@ -95,26 +95,16 @@ class Settings:
     """Nominal epochs of training on the set."""
 
     def __post_init__(self) -> None:
-        least = {"networks": 1, "matches": 1, "batch_real": 1, "factor": 1, "inner_epochs": 0}
-        least |= {"inner_batch": 1, "settle": 0, "evaluation_epochs": 1}
-        least |= {"batch_syn": 1} if self.batch_syn is not None else {}
-        for name, low in least.items():
-            if getattr(self, name) < low:
-                raise InputError(f"{name} must be at least {low}, not {getattr(self, name)}.")
-        for name in ("lr_img", "inner_lr"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise InputError(f"{name} must be above 0, not {getattr(self, name)}.")
-        if not 0 <= self.momentum < 1:
-            raise InputError(f"momentum must lie in [0, 1), not {self.momentum}.")
-        for name, allowed in (
-            ("turns", ("joint", "sequential")),
-            ("pixels", ("model", "raw")),
-            ("image_init", ("real", "noise")),
-            ("decoder", ("single", "multi", "bound")),
-            ("axes", ("both", "width")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise unknown(name, getattr(self, name), allowed)
+        at_least(1, self, "networks", "matches", "batch_real", "batch_syn", "factor", "inner_batch")
+        at_least(1, self, "evaluation_epochs")
+        at_least(0, self, "inner_epochs", "settle")
+        above_zero(self, "lr_img", "inner_lr")
+        below_one(self, "momentum")
+        one_of(("joint", "sequential"), self, "turns")
+        one_of(("model", "raw"), self, "pixels")
+        one_of(("real", "noise"), self, "image_init")
+        one_of(("single", "multi", "bound"), self, "decoder")
+        one_of(("both", "width"), self, "axes")
         if self.factor == 1 and (self.decoder, self.axes) != ("single", "both"):
             raise InputError(
                 f"The decoder {self.decoder!r} and axes {self.axes!r} need a factor of at least 2."

@@ -13,7 +13,6 @@ T = max_start_epoch, X = distilled images, beta = student step size, A = augment
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -23,6 +22,7 @@ from potstill.artefact import DistilledSet
 from potstill.augment import DSA, Policy
 from potstill.core.errors import InputError
 from potstill.core.keys import generator
+from potstill.core.ranges import above_zero, at_least, below_one
 from potstill.core.spec import record
 from potstill.experts import (
     Begin,
@@ -79,17 +79,11 @@ class MTT:
     """The experts."""
 
     def __post_init__(self) -> None:
-        least = {"iterations", "steps", "expert_epochs", "max_start_epoch", "evaluation_epochs"}
-        for name in sorted(least | ({"batch_syn"} if self.batch_syn is not None else set())):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}.")
-        for name in ("lr_img", "lr_init"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise InputError(f"{name} must be above 0, not {getattr(self, name)}.")
-        if not 0 <= self.lr_lr < math.inf:
-            raise InputError(f"lr_lr must be at least 0, not {self.lr_lr}.")
-        if not 0 <= self.momentum < 1:
-            raise InputError(f"momentum must lie in [0, 1), not {self.momentum}.")
+        at_least(1, self, "iterations", "steps", "batch_syn", "expert_epochs", "max_start_epoch")
+        at_least(1, self, "evaluation_epochs")
+        at_least(0, self, "lr_lr")
+        above_zero(self, "lr_img", "lr_init")
+        below_one(self, "momentum")
         if self.image_init not in ("real", "noise"):
             raise InputError(f"image_init must be 'real' or 'noise', not {self.image_init!r}.")
 

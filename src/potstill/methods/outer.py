@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from potstill.core.errors import InputError
+from potstill.core.ranges import above_zero
 from potstill.core.spec import record
 from potstill.functional import Adam
 from potstill.methods.shared import failed_again
@@ -60,8 +61,7 @@ class Clip:
     def __post_init__(self) -> None:
         if self.weight is not None and not 0 <= self.weight < 1:
             raise InputError(f"clip.weight must lie in [0, 1), or be none, not {self.weight}.")
-        if not 0 < self.factor < math.inf:
-            raise InputError(f"clip.factor must be above 0, not {self.factor}.")
+        above_zero(self, "factor", prefix="clip.")
 
     def cut(self, mean: float | None, norm: float) -> tuple[float | None, float]:
         """Return the average with this norm in it, and the factor that cuts the gradient.

@@ -24,7 +24,8 @@ from typing import Any, Literal
 import torch
 
 from potstill.artefact import DistilledSet
-from potstill.core.errors import InputError, unknown
+from potstill.core.errors import InputError
+from potstill.core.ranges import at_least, one_of
 from potstill.core.spec import canonical, record
 from potstill.coresets import RealFilter
 from potstill.engine import Tasks
@@ -79,11 +80,8 @@ class Progressive:
     """Which real images later stages see."""
 
     def __post_init__(self) -> None:
-        for count in ("stages", "pool", "conditioning_epochs", "stage_epochs"):
-            if (value := getattr(self, count)) is not None and value < 1:
-                raise InputError(f"{count} must be at least 1, not {value}.")
-        if self.union not in ("dilute", "rebalance"):
-            raise unknown("union", self.union, ("dilute", "rebalance"))
+        at_least(1, self, "stages", "pool", "conditioning_epochs", "stage_epochs")
+        one_of(("dilute", "rebalance"), self, "union")
         if not hasattr(self.base, "firsts"):
             known = [n for n in METHODS.names() if hasattr(METHODS.get(n), "firsts")]
             raise InputError(

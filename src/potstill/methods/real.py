@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from potstill.augment import RAT, Policy
-from potstill.core.errors import InputError, unknown
 from potstill.core.keys import generator, integer
+from potstill.core.ranges import at_least, one_of
 from potstill.core.spec import record
 from potstill.data import at_hand
 from potstill.functional import TrainSpec, fit, predict
@@ -53,11 +53,8 @@ class RealImages:
     """Augmentation of the images."""
 
     def __post_init__(self) -> None:
-        for name in ("batch", "rescore_every", "rescore_nets"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise InputError(f"real.{name} must be at least 1, not {value}.")
-        if self.sampling not in ("uniform", *WEIGHTS):
-            raise unknown("real.sampling", self.sampling, ("uniform", *WEIGHTS))
+        at_least(1, self, "batch", "rescore_every", "rescore_nets", prefix="real.")
+        one_of(("uniform", *WEIGHTS), self, "sampling", prefix="real.")
 
     def size(self, ctx: Context) -> int:
         """Return the images of a batch."""

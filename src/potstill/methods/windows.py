@@ -20,6 +20,7 @@ from torch import Tensor
 
 from potstill.core.errors import InputError
 from potstill.core.keys import generator
+from potstill.core.ranges import at_least
 from potstill.core.registry import Registry
 from potstill.core.spec import record
 
@@ -44,8 +45,7 @@ class Window:
     """Fewest plain steps before it (random, moving, adaptive)."""
 
     def __post_init__(self) -> None:
-        if self.length < 1:
-            raise InputError(f"window.length must be at least 1, not {self.length}.")
+        at_least(1, self, "length", prefix="window.")
         if self.length > self.total:
             raise InputError(
                 f"window.length must be at most window.total ({self.total}), not {self.length}."
