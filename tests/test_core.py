@@ -157,6 +157,14 @@ def test_state_tree_round_trip(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["s"]
 
 
+def test_tensors_that_are_read_begin_where_those_of_torch_do(tmp_path):
+    tree = {f"t{n}": torch.arange(float(n)) for n in range(1, 60)}
+    save_tree(tmp_path / "s", tree)
+    read = load_tree(tmp_path / "s")
+    assert {t.data_ptr() % 64 for t in (*tree.values(), *read.values())} == {0}
+    assert equal(read, tree)
+
+
 def test_a_state_tree_is_stable_in_its_bytes(tmp_path):
     seen = set()
     for _ in range(30):
