@@ -12,7 +12,8 @@ HEAD = """# What the scales change
 Written by `python docs/make_scales.py > docs/scales.md`; a test compares. A scale changes counts
 only: loss, augmentation, normaliser, labels and the rules of evaluation stay. `full` is the
 published setting. `smoke` runs on a bundled stand-in (the digits in the recipe's channels, at most
-32 px and 10 classes) and its numbers mean nothing.
+32 px and 10 classes), where networks from outside, which have no width, are a narrow ResNet-18 and
+all teachers are trained; its numbers mean nothing.
 """
 
 

@@ -18,6 +18,7 @@ from potstill.artefact import (
     Soft,
     load,
     remember,
+    set_digest,
 )
 from potstill.artefact.files import _checksum
 from potstill.artefact.preview import GAP, LABEL, sheet
@@ -159,7 +160,7 @@ def holding(value):
         ({"images": holding(float("nan"))}, "1 of the 6 distilled images hold NaN"),
         ({"images": holding(float("inf"))}, "NaN or infinity"),
         ({"images": make().images[0]}, "floating [N, C, H, W]"),
-        ({"images": colours()[0].byte()}, "floating [N, C, H, W]"),
+        ({"images": colours()[0].int()}, "floating [N, C, H, W]"),
         ({"space": MeanStd(mean=(0.5,), std=(0.5,))}, "1 channels, the images have 3"),
         ({"targets": Hard(torch.zeros(5).long())}, "6 images but 5 targets"),
         ({"targets": Hard(torch.zeros(6))}, "int64 [N]"),
@@ -478,3 +479,25 @@ def test_wrong_prefixes_are_refused():
     for blocks in ((), apart):
         with pytest.raises(InputError, match="has no blocks that follow one another"):
             make(blocks=blocks).prefix(1)
+
+
+def test_sets_of_pixels_are_those_of_floats(tmp_path):
+    pixels, labels = colours()
+    pixels = (255 * pixels).byte()
+    one = dataclasses.replace(make(), images=pixels, targets=Hard(labels))
+    two = dataclasses.replace(one, images=SPACE.forward(pixels))
+    assert torch.equal(one.inputs, two.inputs)
+    assert torch.equal(one.view(), pixels / 255)
+    assert all(torch.equal(a, b) for a, b in zip(one.decoded(), two.decoded(), strict=True))
+    batches = [list(s.loader(batch_size=4, seed=1)) for s in (one, two)]
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(*batches, strict=True))
+    x = pixels[:4]
+    with torch.no_grad():
+        assert torch.equal(one.train()(x), two.train()(x))
+    assert one.nbytes()["images"] * 4 == two.nbytes()["images"]
+    one.save(tmp_path / "one")
+    again = load(tmp_path / "one")
+    assert again.images.dtype == torch.uint8
+    assert torch.equal(again.images, one.images)
+    assert set_digest(again) == set_digest(one) != set_digest(two)
+    assert torch.equal(one.cut(1).images, one.images[[0, 2, 4]])

@@ -242,7 +242,7 @@ MISTAKES = {
     "evaluate": ("SET_OR_RUN",),
     "evaluate nothing": ("no distilled set at nothing",),
     "evaluate nothing --protocol": ("--protocol",),
-    "evaluate nothing --regimes stored": ("'hard', 'soft', 'online'",),
+    "evaluate nothing --regimes kept": ("'hard', 'soft', 'online'",),
     "distill --method herding --data digits --ipc 1 --select-every 5": ("herding does not",),
     "distill --method random --data digits --ipc 1 --strategy graph": ("random has none",),
     "distill --method random --data digits --ipc 500": ("--replacement",),

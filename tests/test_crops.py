@@ -146,7 +146,7 @@ def test_wrong_numbers_are_refused():
     assert from_json(to_json(crops)) == crops
     assert policy_of("crops") == Crops()
     assert text_of(Crops()) == "crops"
-    with pytest.raises(InputError, match="operation"):
+    with pytest.raises(InputError, match="setting of the policy crops"):
         policy_of("crops:M")
 
 

@@ -101,7 +101,7 @@ def test_inline_failures_and_wrong_settings(tmp_path):
     with pytest.raises(InputError, match="did you mean 'processes'"):
         run_tasks(tasks(1), store, engine="process")
     for engine, workers in (("inline", 2), ("processes", 0)):
-        with pytest.raises(InputError, match=f"workers={workers}"):
+        with pytest.raises(InputError, match=f"not {workers} for {engine!r}"):
             run_tasks(tasks(1), store, engine=engine, workers=workers)
 
 

@@ -21,7 +21,7 @@ from potstill.engine import run_tasks
 from potstill.evaluation import PROTOCOLS, EvalSpec, evaluate
 from potstill.evaluation.lessons import lesson_of
 from potstill.evaluation.online import own_teachers
-from potstill.evaluation.specs import Online, Real
+from potstill.evaluation.specs import Online, Real, Taught
 from potstill.functional import SGD, Adam, Segment, Softened, TrainSpec, accuracy, fit, predict
 from potstill.functional.losses import each
 from potstill.functional.optim import Bars
@@ -344,6 +344,14 @@ def test_a_committee_says_the_mean_of_its_logits(squeezed):
     assert lesson.teach is not None
     assert torch.allclose(lesson.teach(s.images), wanted, rtol=0, atol=1e-5)
     assert set(own_teachers(s, data, store)) == {one, two}
+    soft = replace(spec, labels=Taught(teachers=(one, two)), train=s.recipe)
+    told = lesson_of(soft, {one.digest: str(first), two.digest: str(second)}).targets
+    x = SPACE.forward(data.train.pixels[[0, 1, 2, 3]])
+    wanted = ((open_teacher(one, first)(x) + open_teacher(two, second)(x)) / 2).softmax(1)
+    assert torch.allclose(told, wanted, rtol=0, atol=1e-5)
+    rows = evaluate(s, data=data, regimes="soft", seeds=1, baselines=False, store=store).rows
+    assert {row.note[:35] for row in rows} == {"soft labels by the teacher of the s"}
+    assert not (store.root / "experts").exists()
     with pytest.raises(InputError, match="holds another teacher"):
         lesson_of(spec, {one.digest: str(second), two.digest: str(second)})
 

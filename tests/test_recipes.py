@@ -74,7 +74,14 @@ COUNTS = {
     "method.filter.interval",
     "method.filter.training.count",
     "method.filter.training.epochs",
+    "method.teacher.training.epochs",
+    "method.teacher.training.warmup",
+    "method.teacher.training.batch",
+    "method.recovery.iterations",
+    "method.patches.images",
+    "method.use.epochs",
     "net.width",
+    "ipc",
     "limit",
     "select_every",
 }
@@ -157,9 +164,12 @@ def test_scales_change_counts_only(name, scale):
     assert (small.scale, full.scale) == (scale, "full")
     for path in changed - {"scale", "limit"}:
         assert after[path] < before[path], path
-    cells = before.get("method.factor", before.get("method.base.factor", 1)) ** 2
-    assert after["limit"] == (max(full.ipc * cells, 20) if scale == "smoke" else 1000)
-    assert after["net.width"] * 128 == before["net.width"] * (8 if scale == "smoke" else 32)
+    factors = ("method.factor", "method.base.factor", "method.patches.factor")
+    cells = next((before[path] for path in factors if path in before), 1) ** 2
+    assert small.ipc == (min(full.ipc, 10) if scale == "smoke" else full.ipc)
+    assert after["limit"] == (max(small.ipc * cells, 20) if scale == "smoke" else 1000)
+    if before["net.width"] is not None:  # networks from outside have none
+        assert after["net.width"] * 128 == before["net.width"] * (8 if scale == "smoke" else 32)
     assert scaled(small, scale) == small
 
 
@@ -176,6 +186,10 @@ def test_smoke_needs_no_data(name):
     assert run.data == f"standin:{recipe.shape[0]}x{side}x{classes}"
     assert run.resize is None
     ctx, cost = preflight(run, standin(run.data, run.limit))
+    if hasattr(run.method, "teacher"):  # images come after the teacher, see `test_recipes_squeeze`
+        assert cost.steps == classes
+        assert (run.method.teacher.nets, ctx.net_spec.width) == (("own",), 4)
+        return
     stages = getattr(run.method, "stages", 1)
     assert cost.steps == run.method.iterations <= 10 * stages
     state = run.method.init(ctx)

@@ -104,12 +104,12 @@ def test_recovered_images_arrive_as_they_are_stored(tmp_path):
     seen = torch.zeros(20)
     for unit in map(read_unit, units):
         for pixels, c, k in zip(unit["images"], unit["labels"], unit["indices"], strict=True):
-            assert torch.equal(s.images[2 * c + k], s.space.forward(pixels[None])[0])
+            assert torch.equal(s.images[2 * c + k], pixels)
             seen[2 * c + k] += 1
     assert (seen == 1).all()
     module = open_teacher(teacher, folder)
     with torch.no_grad():
-        logits = module(s.images).double()
+        logits = module(s.inputs).double()
     entropy = -logits.log_softmax(1)[torch.arange(20), s.targets.values]
     assert len(rows) == 10
     for c, row in enumerate(rows):
@@ -133,7 +133,7 @@ def test_soft_labels_are_the_teachers(tmp_path):
     folders = finished(store, "teachers")
     assert len(folders) == len(s.origin.parents) == 2
     with torch.no_grad():
-        each = [open_teacher(read_teacher(f), f)(s.images) / 3 for f in folders]
+        each = [open_teacher(read_teacher(f), f)(s.inputs) / 3 for f in folders]
     want = (each[0].softmax(1) + each[1].softmax(1)) / 2
     assert isinstance(s.targets, Soft)
     assert (s.targets.values - want).abs().max() < 1e-6
@@ -154,7 +154,7 @@ def test_recovery_begins_with_what_rded_makes(tmp_path):
     found = read_unit(unit)
     first = torch.empty_like(found["images"])
     first[found["labels"] * 2 + found["indices"]] = found["snapshots"][0]
-    assert torch.equal(rded.images, rded.space.forward(first))
+    assert torch.equal(rded.images, first)
     assert sum(row["right"] for row in rows) > 8  # the easiest crops of each class
     kept = [read_patches(f)["images"] for f in finished(store, "patches")]
     assert len(kept) == 10
@@ -190,7 +190,7 @@ def test_tiles_of_four_patches(tmp_path):
     s, _, store = made(RDED(teacher=TEACHER, patches=patches, use=USE), tmp_path)
     parts = [read_patches(f) for f in finished(store, "patches")]
     assert all(part["scores"].shape == (1, 2, 4) for part in parts)
-    wanted = {s.space.forward(p["images"][0]).numpy().tobytes() for p in parts}
+    wanted = {p["images"][0].numpy().tobytes() for p in parts}
     assert {s.images[k : k + 2].numpy().tobytes() for k in range(0, 20, 2)} == wanted
 
 

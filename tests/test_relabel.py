@@ -9,6 +9,7 @@ import torch
 
 from potstill.artefact.labels import LabelPlan, epoch_of, views
 from potstill.artefact.quantise import packed, row_bytes, unpacked
+from potstill.artefact.stored import read_labels
 from potstill.augment import Crops, CutMix, Params
 from potstill.core.compute import Compute
 from potstill.core.errors import InputError
@@ -18,13 +19,9 @@ from potstill.core.store import Store
 from potstill.data import MeanStd
 from potstill.engine import run_tasks
 from potstill.nets import NetSpec, build
-from potstill.recover.gather import gather, keep_images, open_images
-from potstill.recover.relabel import (
-    RelabelSpec,
-    read_labels,
-    relabel_tasks,
-    view_logits,
-)
+from potstill.recover import relabel
+from potstill.recover.gather import gather, gathered, keep_images, open_images
+from potstill.recover.relabel import FILE, asking, view_logits
 from potstill.teachers import keep_teacher, open_teacher
 
 SPACE = MeanStd(mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.25))
@@ -36,6 +33,11 @@ SHAPE = (3, 10, 12)
 def pictures(n=20):
     chance = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (n, *SHAPE), generator=chance, dtype=torch.uint8)
+
+
+def relabel_tasks(images, folder, teacher, where, plan):
+    teachers = {teacher: where}
+    return relabel.relabel_tasks(images, folder, teachers, plan, space=SPACE, compute=CPU)
 
 
 def taken(images):
@@ -118,28 +120,29 @@ def ready(alone, tmp_path):
 def test_the_labels_are_what_the_teacher_says_of_the_views(ready, tmp_path, codes):
     images, digest, folder, teacher, where = ready
     plan = replace(PLAN, codes=codes)
-    tasks = relabel_tasks(digest, folder, teacher, where, plan, compute=CPU)
+    tasks = relabel_tasks(digest, folder, teacher, where, plan)
     done = run_tasks(tasks, Store(tmp_path / "store"))
     assert len(done) == 3
     module = open_teacher(teacher, where)
+    ask = asking(module, teacher.space, SPACE, CPU, batch=7)
     for e, shard in enumerate(done):
         epoch = epoch_of(plan, e, 20, SHAPE)
-        own = view_logits(module, SPACE, images, plan, e, compute=CPU)
+        own = view_logits([ask], SPACE, images, plan, e, compute=CPU)
         for rows in torch.arange(20).split(6):  # other batches than the labelling had
             want = module(views(plan, epoch, rows, taken(images)))
             assert (own[rows] - want).abs().max() < 1e-4
-        found = read_labels(shard, plan, 5)
+        found = read_labels(shard / FILE, plan, 5)
         assert torch.equal(found, unpacked(packed(own, codes), codes, 5))  # replayed bit for bit
         some = torch.tensor([3, 19, 0])
-        assert torch.equal(read_labels(shard, plan, 5, some), found[some])
+        assert torch.equal(read_labels(shard / FILE, plan, 5, some), found[some])
         with pytest.raises(InputError, match="classes, not 7"):
-            read_labels(shard, plan, 7)
+            read_labels(shard / FILE, plan, 7)
     assert plan.nbytes(20, 5) == 3 * 20 * row_bytes(codes, 5)
 
 
 def test_epochs_can_be_labelled_in_any_order(ready, tmp_path):
     _, digest, folder, teacher, where = ready
-    tasks = relabel_tasks(digest, folder, teacher, where, PLAN, compute=CPU)
+    tasks = relabel_tasks(digest, folder, teacher, where, PLAN)
     hashes = []
     for name, specs in (("one", tasks.specs), ("two", tasks.specs[::-1])):
         done = run_tasks(replace(tasks, specs=specs), Store(tmp_path / name))
@@ -153,15 +156,15 @@ def test_what_does_not_fit_is_told(ready, tmp_path):
     images, digest, folder, teacher, where = ready
     store = Store(tmp_path / "store")
     with pytest.raises(InputError, match="other images"):
-        run_tasks(relabel_tasks("0" * 64, folder, teacher, where, PLAN, compute=CPU), store)
+        run_tasks(relabel_tasks("0" * 64, folder, teacher, where, PLAN), store)
     small = keep_images(folder, images[:, :, :8], torch.arange(20) % 5)
     with pytest.raises(InputError, match=r"images \(3, 10, 12\), not \(3, 8, 12\)"):
-        run_tasks(relabel_tasks(small, folder, teacher, where, PLAN, compute=CPU), store)
+        run_tasks(relabel_tasks(small, folder, teacher, where, PLAN), store)
     (tmp_path / "cut").mkdir()
     shard = tmp_path / "cut" / "labels.safetensors"
     shard.write_bytes(b"\x00" * 20)
     with pytest.raises(InputError, match="truncated"):
-        read_labels(shard.parent, PLAN, 5)
+        read_labels(shard, PLAN, 5)
     for options in (
         *({"epochs": 0}, {"batch": 0}, {"codes": "uint2"}, {"mix_scope": "all"}),
         {"crops": Crops(shared=True)},
@@ -169,7 +172,7 @@ def test_what_does_not_fit_is_told(ready, tmp_path):
         with pytest.raises(InputError):
             replace(PLAN, **options)
     with pytest.raises(InputError, match="epochs 0 to 2, not 3"):
-        RelabelSpec(images=digest, teacher=teacher, plan=PLAN, epoch=3, compute=CPU)
+        replace(relabel_tasks(digest, folder, teacher, where, PLAN).specs[0], epoch=3)
 
 
 def test_units_are_gathered_class_by_class(alone, tmp_path):
@@ -182,15 +185,14 @@ def test_units_are_gathered_class_by_class(alone, tmp_path):
         tree = {"images": images[part], "labels": labels, "indices": indices}
         save_tree(tmp_path / name / "images.safetensors", tree)
     folders = [tmp_path / "a", tmp_path / "b"]
-    found, labels = gather(folders, 3, 2)
-    assert labels.tolist() == [0, 0, 1, 1, 2, 2]
+    found, labels = gathered(Store(tmp_path), folders, 3, 2), torch.tensor([0, 0, 1, 1, 2, 2])
     want = torch.stack([images[pairs.index((c, k))] for c in range(3) for k in range(2)])
     assert torch.equal(found, want)
     for some, classes in ((folders[:1], 3), (folders + folders[:1], 3), (folders, 4), ([], 3)):
         with pytest.raises(InputError, match=r"is there [02] times"):
             gather(some, classes, 2)
-    (tmp_path / "kept").mkdir()
-    digest = keep_images(tmp_path / "kept", found, labels)
-    again = open_images(digest, tmp_path / "kept")
+    digest, folder = relabel.kept_images(Store(tmp_path), found, labels)
+    assert [folder] == [f for f in (tmp_path / "images").iterdir() if f.name[0] != "."]
+    again = open_images(digest, folder)
     assert torch.equal(again[0], found)
     assert torch.equal(again[1], labels)

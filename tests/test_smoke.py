@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from potstill.artefact import load
 from potstill.recipes import RECIPES, from_recipe
@@ -13,6 +14,7 @@ from potstill.run import distil
 @pytest.mark.parametrize("name", RECIPES.names())
 def test_recipe_runs_at_smoke(name, tmp_path, monkeypatch):
     monkeypatch.setenv("POTSTILL_CACHE", str(tmp_path / "cache"))
+    torch.set_num_threads(1)
     run = from_recipe(name, data=None, scale="smoke")
     distil(run, tmp_path / "run")
     s = load(tmp_path / "run")

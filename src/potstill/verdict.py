@@ -29,13 +29,15 @@ def verdict(recipe: Recipe, run: Run, path: Path) -> str:
     A run is comparable if it has the recipe's settings and images of its shape and classes, the
     recipe departs in nothing that counts from what was published, and the number is verified.
     """
-    s = load(path)
-    own = {"name": "distilled", "net": describe(s.net), "regime": own_regime(s), "prefix": None}
+    s, (protocol, regime) = load(path), rules_of(recipe, run)
+    own = {"name": "distilled", "net": describe(s.net), "regime": regime or own_regime(s)}
+    own |= {"protocol": protocol, "prefix": None}
     rows = [r for r in eval_rows(path) if all(r.get(key) == own[key] for key in own)]
-    row = max((r for r in rows if r["protocol"] == "strict"), key=lambda r: r["n"])
+    row = max(rows, key=lambda r: r["n"])
     spread = "" if row["std"] is None else f" ± {100 * row['std']:.2f}"
     got = f"{100 * row['mean']:.2f}{spread} % (n = {row['n']})"
-    published = recipe.published
+    if (published := recipe.published) is None:
+        return f"no published number is known, here {got}. {ALWAYS}"
     unsure = [] if published.verified else ["the published number is not verified"]
     reasons = [*_changes(recipe, run, s), *recipe.differs, *unsure]
     if reasons:
@@ -49,6 +51,17 @@ def verdict(recipe: Recipe, run: Run, path: Path) -> str:
     small = [f"Of less weight: {'; '.join(recipe.notes)}."] if recipe.notes else []
     notes = " ".join([ALWAYS, *small, *(text for text, kind in low.items() if kind == "bfloat16")])
     return f"published {published}, here {got}: {outcome}. {notes}"
+
+
+def rules_of(recipe: Recipe, run: Run) -> tuple[str, str | None]:
+    """Return protocol and regime that a run is scored by; smaller scales by the set's own recipe.
+
+    The regime None is that of the set.
+    """
+    published = recipe.published
+    if published is None or run.scale != "full":
+        return "strict", None
+    return published.protocol, published.regime
 
 
 def _changes(recipe: Recipe, run: Run, s: DistilledSet) -> list[str]:

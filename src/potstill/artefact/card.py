@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from potstill.artefact.preview import COLUMNS, ROWS, plain
+from potstill.artefact.stored import LabelStore
 from potstill.core.spec import to_json
 
 if TYPE_CHECKING:
@@ -96,11 +97,14 @@ def ipc_text(ipc: tuple[int, ...]) -> str:
 
 def _facts(distilled: DistilledSet) -> dict[str, Any]:
     origin, names = distilled.origin, [plain(name) for name in distilled.classes]
-    index = distilled.decode.index(distilled.targets.classes)
+    targets = distilled.targets
+    stored = targets if isinstance(targets, LabelStore) else None
+    index = distilled.decode.index(targets.classes)
     more = f" and {len(names) - ROWS} more" if len(names) > ROWS else ""
     return {
         "classes": ", ".join(names[:ROWS]) + more,
-        "targets": type(distilled.targets).__name__.lower(),
+        "targets": type(targets).__name__.lower() if stored is None else "labels of views",
+        "labels of views": stored and {**to_json(stored.plan), "teachers": list(stored.teachers)},
         "bytes": distilled.nbytes(),
         "normaliser": distilled.space.describe(),
         "decoder": to_json(distilled.decode),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from potstill.artefact.decode import Decoder, Identity
 from potstill.artefact.records import Block, Provenance
-from potstill.artefact.targets import Hard, Targets
+from potstill.artefact.targets import Hard, Soft, Targets
 from potstill.artefact.types import DistilledSet
 from potstill.core.errors import InputError
 from potstill.core.files import file_hash
@@ -41,6 +41,8 @@ class Told:
     """Part of the training steps that CutMix mixes."""
     stages: int | None = None
     """Stages that the set was made in."""
+    labels: Path | None = None
+    """Folder of labels of augmented images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +59,7 @@ class Found:
     """What a file holds: images [N, C, H, W], targets, and facts for people.
 
     blocks: the stages of the set, whose last step size is that of its recipe; files: what was read,
-    if it is not the file alone.
+    if it is not the file alone; recipe: how to train on it, if the targets decide that.
     """
 
     images: Tensor
@@ -65,6 +67,7 @@ class Found:
     facts: dict[str, Any] = field(default_factory=dict)
     blocks: tuple[Block, ...] = ()
     files: tuple[Path, ...] = ()
+    recipe: TrainSpec | None = None
 
 
 class Reader(Protocol):
@@ -143,11 +146,11 @@ def import_set(
     wanted = Images(shape=shape, classes=data.n_classes, most=len(data.train))
     decode, recipe = kind.decoder(told, space), kind.recipe(told, wanted)
     found = kind.read(file, wanted=wanted, told=told)
-    digest = file_hash(*(found.files or (file,)))
+    digest, floating = file_hash(*(found.files or (file,))), found.images.is_floating_point()
     facts = {"type": f"imported {format}", "file": file.absolute().name, "sha256": digest}
     try:
         made = DistilledSet(
-            images=space.forward(found.images) if kind.raw else found.images,
+            images=space.forward(found.images) if floating and kind.raw else found.images,
             targets=found.targets,
             space=space,
             decode=decode,
@@ -175,8 +178,8 @@ def import_set(
 def _completed(recipe: TrainSpec, found: Found) -> TrainSpec:
     """Return a recipe with the loss for the targets and the step size of the last block."""
     lr = found.blocks[-1].lr if found.blocks else None
-    loss = "ce" if isinstance(found.targets, Hard) else "soft_ce"
-    return replace(recipe, lr=lr or recipe.lr, loss=loss)
+    loss = "soft_ce" if isinstance(found.targets, Soft) else "ce"
+    return found.recipe or replace(recipe, lr=lr or recipe.lr, loss=loss)
 
 
 def checked(name: str, told: Told) -> Format:

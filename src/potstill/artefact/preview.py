@@ -42,12 +42,11 @@ def sheet(distilled: DistilledSet) -> Image:
     columns = max(len(row) for row in rows)
     picture = Image.new("RGB", (LABEL + columns * wide, GAP + len(rows) * tall), "white")
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default()
-    view = distilled.view()
     for r, (k, row) in enumerate(zip(shown, rows, strict=True)):
         top = GAP + r * tall
         text = _fitted(_ascii(distilled.classes[k], k), lambda t: draw.textlength(t, font=font))
         draw.text((4, top + tall // 2), text, fill="black", font=font, anchor="lm")
-        for c, pixels in enumerate(_rgb(view[row.to(view.device)])):
+        for c, pixels in enumerate(_rgb(distilled.view(row.to(distilled.images.device)))):
             image = Image.fromarray(pixels.numpy())
             size = (width * scale, height * scale)
             picture.paste(image.resize(size, Image.Resampling.NEAREST), (LABEL + c * wide, top))

@@ -16,6 +16,7 @@ from potstill.core.errors import InputError, unknown
 Codes = Literal["float16", "uint8", "uint4"]
 _UP = 1 + 2.0**-10  # makes the nearest float16 one that is no smaller
 _LEVELS = {"uint8": 255, "uint4": 15}
+_ROWS = 1024  # labels that are packed at a time
 
 
 def row_bytes(codes: Codes, classes: int) -> int:
@@ -39,6 +40,9 @@ def packed(logits: Tensor, codes: Codes) -> dict[str, Tensor]:
         InputError: for unknown codes, logits that are not finite or larger than float16 can hold.
     """
     _check(codes)
+    if len(logits) > _ROWS:  # of many classes, whose whole epoch is never in memory twice
+        parts = [packed(some, codes) for some in logits.split(_ROWS)]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     values = logits.float()
     if not bool((values.abs() < 65000).all()):
         raise InputError("Labels must be finite logits below 65,000 in size.")

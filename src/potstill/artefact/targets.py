@@ -1,4 +1,4 @@
-"""What a distilled set says about its images: hard or soft targets; what both have to be."""
+"""What a distilled set says about its images: hard or soft targets, or labels of their views."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from potstill.artefact.stored import LabelStore
 from potstill.core.errors import InputError
-from potstill.data.space import Space
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +59,7 @@ class Soft:
         return Soft(self.probabilities[rows], None if self.own is None else self.own[rows])
 
 
-Targets = Hard | Soft
+Targets = Hard | Soft | LabelStore
 
 
 def check_targets(targets: Targets, count: int, classes: int) -> None:
@@ -71,9 +71,11 @@ def check_targets(targets: Targets, count: int, classes: int) -> None:
     values = targets.values
     if len(values) != count:
         raise InputError(f"There are {count} images but {len(values)} targets.")
-    if isinstance(targets, Hard) or targets.own is not None:
+    if not isinstance(targets, Soft) or targets.own is not None:
         _check_classes(targets.classes, count, classes)
-    if isinstance(targets, Hard):
+    if isinstance(targets, LabelStore) and targets.width != classes:
+        raise InputError(f"The labels are of {targets.width} classes, not {classes}.")
+    if not isinstance(targets, Soft):
         return
     if values.shape != (count, classes):
         raise InputError(f"Soft targets must be {[count, classes]}, not {list(values.shape)}.")
@@ -89,21 +91,3 @@ def _check_classes(labels: Tensor, count: int, classes: int) -> None:
         raise InputError(f"There are {count} images but {len(labels)} classes of them.")
     if labels.min() < 0 or labels.max() >= classes:
         raise InputError(f"Labels must lie in 0 to {classes - 1}.")
-
-
-def check_images(images: Tensor, space: Space) -> None:
-    """Refuse images that are not finite floating [N, C, H, W] in the space.
-
-    Raises:
-        InputError: if they are not.
-    """
-    if images.ndim != 4 or not images.is_floating_point() or 0 in images.shape:
-        found = f"{images.dtype} {list(images.shape)}"
-        raise InputError(f"Distilled images must be floating [N, C, H, W], not {found}.")
-    if space.channels != images.shape[1]:
-        channels = f"{space.channels} channels, the images have {images.shape[1]}"
-        raise InputError(f"The normaliser has {channels}.")
-    space.check(images.shape)
-    bad = int((~images.isfinite()).flatten(1).any(1).sum())
-    if bad:
-        raise InputError(f"{bad} of the {len(images)} distilled images hold NaN or infinity.")

@@ -8,13 +8,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from potstill.artefact.checks import check_nested, check_set
 from potstill.artefact.decode import Decoder, Identity
 from potstill.artefact.records import Block, Provenance
-from potstill.artefact.targets import Hard, Soft, Targets, check_images, check_targets
+from potstill.artefact.stored import LabelStore
+from potstill.artefact.targets import Hard, Soft, Targets
 from potstill.artefact.use import Deployed, Loader, trained
 from potstill.core.errors import InputError
-from potstill.data.space import Space
+from potstill.data.normalise import unit_range
+from potstill.data.space import Space, prepared
 from potstill.data.types import DataRef
+from potstill.functional.advance import Prepare
 from potstill.functional.schedule import Segment, TrainSpec
 from potstill.nets.spec import NetSpec, variant
 
@@ -24,8 +28,8 @@ class DistilledSet:
     """A few images, their targets, and all that is needed to train on them.
 
     `images` is floating [N, C, H, W] in the space of `space` (model input), stored as `decode`
-    takes them; `recipe` holds the learned step size; `net` is the network that the set was made
-    with.
+    takes them, or uint8 pixels still to be normalised by it; `inputs` has them as model input.
+    `recipe` holds the learned step size; `net` is the network that the set was made with.
 
     Raises:
         InputError: for images, targets, decoder, loss or blocks that do not fit together or are not
@@ -44,23 +48,7 @@ class DistilledSet:
     blocks: tuple[Block, ...] = ()
 
     def __post_init__(self) -> None:
-        check_images(self.images, self.space)
-        check_targets(self.targets, len(self.images), len(self.classes))
-        self.decode.check(self.shape)
-        self.decode.index(self.targets.classes)
-        wanted = "ce" if isinstance(self.targets, Hard) else "soft_ce"
-        if self.recipe.loss != wanted:
-            kind = type(self.targets).__name__
-            raise InputError(f"{kind} targets need loss {wanted!r}, not {self.recipe.loss!r}.")
-        for block in self.blocks:
-            if not 0 <= block.start < block.stop <= len(self):
-                raise InputError(f"{block} does not lie within the {len(self)} images.")
-        if len({bool(block.train) for block in self.blocks}) > 1:
-            raise InputError("Either all blocks of a set say how to train on them, or none does.")
-        if self.blocks and self.blocks[0].train:
-            self._check_nested("stages")
-        if any(segment.blocks for segment in self.recipe.segments):
-            raise InputError("The recipe of a set is for all its images; its blocks have stages.")
+        check_set(self)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -82,14 +70,30 @@ class DistilledSet:
         counts = torch.bincount(self.targets.classes.cpu(), minlength=len(self.classes))
         return tuple(counts.tolist())
 
-    def view(self) -> Tensor:
-        """Return the stored images for looking: [N, C, H, W], clipped to [0, 1]."""
-        return self.space.inverse(self.images).clamp(0, 1)
+    def view(self, rows: Tensor | slice = slice(None)) -> Tensor:
+        """Return stored images, or some rows, for looking: [N, C, H, W], clipped to [0, 1]."""
+        images = self.images[rows]
+        if not images.is_floating_point():
+            return unit_range(images)
+        return self.space.inverse(images).clamp(0, 1)
+
+    @property
+    def inputs(self) -> Tensor:
+        """Return the stored images as model input, floating [N, C, H, W]."""
+        return self.images if self.images.is_floating_point() else self.space.forward(self.images)
 
     def decoded(self) -> tuple[Tensor, Tensor]:
         """Return the training images (normalised) and their targets, one row each."""
         index = self.decode.index(self.targets.classes)
-        return self.decode.take(self.images, index), self.targets.values[index[:, 0]]
+        return self.decode.take(self.inputs, index), self.targets.values[index[:, 0]]
+
+    def prepared(self) -> tuple[Tensor, Tensor, Prepare | None]:
+        """Return what `decoded` does; pixels as they are, with what normalises a batch of them."""
+        if self.images.is_floating_point():
+            return *self.decoded(), None
+        images, prepare = prepared(self.space, self.images)
+        assert isinstance(images, Tensor)
+        return images, self.targets.values, prepare
 
     def places(self) -> Tensor | None:
         """Return the class of each training image, int64, where soft targets have one beside."""
@@ -119,7 +123,7 @@ class DistilledSet:
             InputError: if the set has no blocks, blocks that do not follow one another, or blocks
                 that do not say how to train on them while no `stage` is given.
         """
-        self._check_nested("stages")
+        check_nested(self, "stages")
         if not (stage or self.blocks[0].train):
             raise InputError("The blocks of the set do not say how to train on them in stages.")
         own = self.recipe.lr
@@ -136,12 +140,12 @@ class DistilledSet:
         return replace(self.recipe, segments=(replace(first, optimizer="new"), *others))
 
     def prefix(self, blocks: int) -> DistilledSet:
-        """Return the set of the first so many blocks, to be used like any other.
+        """Return the set of the first so many blocks, to be used like any other (see `taken`).
 
         Raises:
             InputError: if it has no blocks, fewer, or blocks that do not follow one another.
         """
-        self._check_nested("prefix")
+        check_nested(self, "prefix")
         if not 1 <= blocks <= len(self.blocks):
             raise InputError(
                 f"The set has {len(self.blocks)} block{'s'[: len(self.blocks) != 1]}; a prefix "
@@ -154,15 +158,8 @@ class DistilledSet:
         first = tuple(replace(block, lr=block.lr or own) for block in first)
         return replace(taken, blocks=first, recipe=replace(self.recipe, lr=lr))
 
-    def _check_nested(self, wanted: str) -> None:
-        stops = [0, *(block.stop for block in self.blocks)]
-        if [*(block.start for block in self.blocks), len(self)] != stops:
-            raise InputError(
-                f"The set has no blocks that follow one another, so it has no {wanted}."
-            )
-
     def cut(self, ipc: int) -> DistilledSet:
-        """Return the set of the first so many images of each class, to be used like any other.
+        """Return the set of the first so many images of each class (see `taken`).
 
         Raises:
             InputError: if a class has fewer.
@@ -173,7 +170,12 @@ class DistilledSet:
         return self.taken(torch.cat(of_each).sort().values)
 
     def taken(self, rows: Tensor) -> DistilledSet:
-        """Return the set of some of its images, int64 rows, without blocks."""
+        """Return the set of some of its images, int64 rows, without blocks.
+
+        Labels of views, which are of all images together, give way to classes.
+        """
+        if isinstance(self.targets, LabelStore):
+            return self.hardened().taken(rows)
         own = tuple(self.origin.rows[k] for k in rows.tolist()) if self.origin.rows else ()
         return replace(
             self,
@@ -182,6 +184,11 @@ class DistilledSet:
             blocks=(),
             origin=replace(self.origin, accuracy="{}", rows=own),
         )
+
+    def hardened(self) -> DistilledSet:
+        """Return the set with the class of each image as its label, and without a teacher."""
+        recipe = replace(self.recipe, loss="ce", lesson=None)
+        return replace(self, targets=Hard(self.targets.classes), recipe=recipe)
 
     def loader(self, *, batch_size: int = 256, shuffle: bool = True, seed: int = 0) -> Loader:
         """Return batches (images, targets) for a training loop of one's own.
@@ -194,18 +201,19 @@ class DistilledSet:
     def train(self, net: str | NetSpec | None = None, *, seed: int = 0) -> Deployed:
         """Train a fresh network by the recipe of the set, on the device of its images.
 
-        A set with stages is trained on in stages (see `staged`).
+        A set with stages is trained on in stages (see `staged`), one with labels of views on these.
 
         The default is the network that the set was made with; a ConvNet of another depth takes
         its width and so on, as in `potstill.evaluate`. Returns a module that takes pictures:
         uint8, or float in [0, 1], of the channels and size of the data set.
         """
         net = self.net if net is None else variant(net, self.net) if isinstance(net, str) else net
-        images, targets = self.decoded()
+        images, targets, prepare = self.prepared()
+        stored = self.targets if isinstance(self.targets, LabelStore) else None
 
         def view(blocks: int) -> tuple[Tensor, Tensor, Tensor | None]:
             first = self.prefix(blocks)
-            return *first.decoded(), first.places()
+            return *first.prepared()[:2], first.places()
 
         return trained(
             net,
@@ -214,7 +222,9 @@ class DistilledSet:
             images,
             targets,
             places=self.places(),
+            prepare=prepare,
             view=view,
+            replay=None if stored is None else stored.replay(self.shape),
             classes=len(self.classes),
             seed=seed,
         )
@@ -226,9 +236,8 @@ class DistilledSet:
         save(self, path)
 
     def nbytes(self) -> dict[str, int]:
-        """Return the bytes of images, targets and normaliser."""
-        return {
-            "images": self.images.nbytes,
-            "targets": self.targets.values.nbytes,
-            "normaliser": self.space.nbytes(),
-        }
+        """Return the bytes of images, targets and normaliser, and of labels of views."""
+        found = {"images": self.images.nbytes, "targets": self.targets.values.nbytes}
+        if isinstance(self.targets, LabelStore):
+            found["labels"] = self.targets.nbytes
+        return {**found, "normaliser": self.space.nbytes()}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from potstill.core.errors import InputError
 from potstill.core.keys import generator
 from potstill.data.space import Space
+from potstill.functional.advance import Prepare, Replay
 from potstill.functional.schedule import TrainSpec
 from potstill.functional.train import View, fit
 from potstill.nets.spec import NetSpec, flat
@@ -101,20 +102,31 @@ def trained(
     targets: Tensor,
     *,
     places: Tensor | None = None,
+    prepare: Prepare | None = None,
     view: View | None = None,
+    replay: Replay | None = None,
     classes: int,
     seed: int,
 ) -> Deployed:
-    """Build a network and fit it to normalised images by the recipe; return it for pictures.
+    """Build a network and fit it to images by the recipe; return it for pictures.
 
-    `places` are the classes by which images are drawn, `view` gives the first so many blocks (see
-    `fit`).
+    `places`, `prepare`, `view` and `replay` are as in `fit`.
     """
     channels, height, width = images.shape[1:]
     fresh = flat(
         net, channels=channels, size=(height, width), classes=classes, seed=seed, key=("train",)
     )
-    theta = fresh.theta0.to(images.device)
-    key = ("train",)
-    theta = fit(fresh, theta, images, targets, recipe, seed=seed, key=key, places=places, view=view)
+    theta = fit(
+        fresh,
+        fresh.theta0.to(images.device),
+        images,
+        targets,
+        recipe,
+        seed=seed,
+        key=("train",),
+        places=places,
+        prepare=prepare,
+        view=view,
+        replay=replay,
+    )
     return Deployed(fresh.load(theta), space, images.shape[1:]).eval()

@@ -42,13 +42,15 @@ class Params:
     ops: tuple[str, ...]
     values: Tensor
     """float64 [n, columns], n = 1 for any number of images; the policy names the columns."""
+    parts: tuple[Params, ...] = ()
+    """Of a chain: the parameters of each policy."""
 
     def to(self, device: torch.device | str) -> Params:
         """Return the same parameters on a device."""
         values = self.values
         if values.device.type != torch.device(device).type:
             values = values.to(device, non_blocking=values.device.type == "cpu")
-        return replace(self, values=values)
+        return replace(self, values=values, parts=tuple(part.to(device) for part in self.parts))
 
 
 def check(policy: Constants, ops: Iterable[str], known: Iterable[str]) -> None:

@@ -15,7 +15,7 @@ from potstill.cli.imports import import_command
 from potstill.cli.listings import LISTINGS
 from potstill.cli.options import EvaluateFlags, ResumeFlags, Score
 from potstill.cli.studies import study
-from potstill.core.errors import InputError, WorkError, unknown
+from potstill.core.errors import InputError, PartDone, WorkError, unknown
 from potstill.core.torchrun import rank
 
 if TYPE_CHECKING:
@@ -51,6 +51,9 @@ def run(arguments: list[str]) -> int:
     except KeyboardInterrupt as stop:
         _say(f"stopped{f'; {stop}' if str(stop) else '.'}")
         return 130
+    except PartDone as part:
+        _say(str(part))
+        return 0
     except SystemExit as stop:  # tyro leaves so after --help
         return int(stop.code or 0)
     except BrokenPipeError:
@@ -59,14 +62,12 @@ def run(arguments: list[str]) -> int:
     except WorkError as error:
         return _fail(error, 1)
     except MemoryError:
-        error = WorkError("Out of memory; lower --memory, ipc or the batch.")
-        return _fail(error, 1, alone=True)
+        return _fail(WorkError("Out of memory; lower --memory, ipc or the batch."), 1, alone=True)
     except Exception as error:
         if os.environ.get("POTSTILL_DEBUG"):
             raise
-        hint = "set POTSTILL_DEBUG=1 for the traceback"
-        error = WorkError(f"{type(error).__name__}: {error} ({hint}).")
-        return _fail(error, 1, alone=True)
+        told = f"{type(error).__name__}: {error} (set POTSTILL_DEBUG=1 for the traceback)."
+        return _fail(WorkError(told), 1, alone=True)
 
 
 def _together(arguments: list[str]) -> bool:
@@ -107,7 +108,7 @@ def _distill(arguments: list[str]) -> int:
     """Distil images: potstill distill RECIPE | --method M --data D --ipc N [--scale cpu]."""
     run_spec, found = run_from(arguments, "distill")
     out = found.out or _folder(run_spec)
-    return _carry_out(run_spec, out, found.where(), evaluate=found.evaluate)
+    return _carry_out(run_spec, out, found.where(), Score() if found.evaluate else None)
 
 
 def _folder(run_spec: Run) -> Path:
@@ -119,24 +120,24 @@ def _folder(run_spec: Run) -> Path:
     return Path("runs") / f"{name}-{run_spec.scale}-seed{run_spec.seed}"
 
 
-def _carry_out(run_spec: Run, out: Path, where: Where, *, evaluate: bool) -> int:
+def _carry_out(run_spec: Run, out: Path, where: Where, score: Score | None) -> int:
     from potstill.run import distil
 
     report = _console()
     distil(run_spec, out, where=where, report=report)
-    return _finish(out, where, report, evaluate=evaluate)
+    return _finish(out, where, report, score)
 
 
-def _finish(out: Path, where: Where, report: Any, *, evaluate: bool) -> int:
+def _finish(out: Path, where: Where, report: Any, score: Score | None) -> int:
     """Say where the set is and score it: work of the first process."""
     from potstill.run import resume_line, stoppable
 
     if rank():
         return 0
     report.say(f"distilled set: {out / 'distilled'} (preview.png shows it)")
-    if evaluate:
+    if score is not None:
         with stoppable(resume_line(out)):
-            _score(out, Score(), where)
+            _score(out, score, where)
     return 0
 
 
@@ -179,7 +180,7 @@ def _resume(arguments: list[str]) -> int:
 
     where, out, report = flags.where(), Path(path), _console()
     resume(out, where=where, report=report)
-    return _finish(out, where, report, evaluate=flags.evaluate)
+    return _finish(out, where, report, Score() if flags.evaluate else None)
 
 
 def _evaluate(arguments: list[str]) -> int:
@@ -202,13 +203,15 @@ def _reproduce(arguments: list[str]) -> int:
     """Carry out a recipe and compare with its published number: potstill reproduce RECIPE."""
     name, rest = one(arguments, "reproduce", "recipe")
     from potstill.recipes import RECIPES
-    from potstill.verdict import verdict
+    from potstill.verdict import rules_of, verdict
 
     run_spec, found = run_from([name, *rest] if name else rest, "reproduce")
-    out = found.out or _folder(run_spec)
-    _carry_out(run_spec, out, found.where(), evaluate=True)
+    out, recipe = found.out or _folder(run_spec), RECIPES.get(name)
+    protocol, regime = rules_of(recipe, run_spec)
+    regimes: Any = (regime,) if regime else ()
+    _carry_out(run_spec, out, found.where(), Score(protocol=protocol, regimes=regimes))
     if not rank():
-        print(verdict(RECIPES.get(name), run_spec, out))
+        print(verdict(recipe, run_spec, out))
     return 0
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from potstill.core.errors import InputError
 
-EXTRAS = {"timm": "nets", "torchvision": "nets", "h5py": "hdf5"}
+EXTRAS = {"timm": "nets", "torchvision": "nets", "h5py": "hdf5", "ray": "ray"}
 """Packages that are not needed for everything, and the extra that installs each."""
 
 

@@ -17,7 +17,7 @@ class SetFlags(ImageFlags):
     """Flags of `import`."""
 
     format: str
-    """Format of the file: idc, dc, ratbptt-h5, pdd-idc, or pdd-mtt (a folder)."""
+    """Format of the file: idc, dc, ratbptt-h5, pdd-idc; of a folder: pdd-mtt, recovered, rded."""
     factor: int | None = None
     """Of idc and pdd-idc: cells a side into which each image is cut; 1 = none (IDC-I)."""
     decoder: Literal["single", "multi", "bound"] | None = None
@@ -35,6 +35,8 @@ class SetFlags(ImageFlags):
     stages: int | None = None
     """Of pdd-idc: how many stages the file holds, if its name does not say so (interval_4_data.pt
     holds five)."""
+    labels: Path | None = None
+    """Of recovered: a folder of a teacher's labels of augmented images (FKD), a folder an epoch."""
     out: Path
     """Folder of the distilled set, a new one."""
 
@@ -42,7 +44,7 @@ class SetFlags(ImageFlags):
 def import_command(arguments: list[str]) -> int:
     """Take over a released distilled set: potstill import FILE --format idc --out DIR."""
     name, rest = one(arguments, "import", "file")
-    from potstill.artefact import FORMATS, Told, import_set
+    from potstill.artefact import FORMATS, LabelStore, Told, import_set
     from potstill.artefact.imports import checked
     from potstill.augment import text_of
     from potstill.data import Reading, make_space
@@ -79,9 +81,11 @@ def import_command(arguments: list[str]) -> int:
     )
     s.save(flags.out)
     for fact, value in s.origin.method_spec.items():
-        if fact in ("epoch", "labels", "experiment", "stages", "step sizes"):
+        if fact in ("epoch", "labels", "experiment", "stages", "step sizes", "images a class"):
             print(f"{fact}: {value}")
     labels = "class numbers" if s.targets.values.ndim == 1 else "learned weights of the classes"
+    if isinstance(s.targets, LabelStore):
+        labels = f"a teacher's labels of {s.targets.plan.epochs} epochs"
     print(f"{len(s)} images with {labels} are now the set {flags.out}, for {describe(s.net)};")
     if (count := len(s.decode.index(s.targets.classes))) != len(s):
         print(f"cut into {count} training images;")
@@ -90,5 +94,6 @@ def import_command(arguments: list[str]) -> int:
         print(f"trained on with the augmentation {text_of(s.recipe.augment)}, CutMix {mixed:g};")
     space = "pixels, normalised now by" if kind.raw else "in the space of"
     print(f"taken to be {space}: {s.space.describe()}. Score it:")
-    print(f"  potstill evaluate {flags.out} --protocol {kind.published_by(s.shape)}")
+    rules = "" if isinstance(s.targets, LabelStore) else kind.published_by(s.shape)
+    print(f"  potstill evaluate {flags.out}{rules and f' --protocol {rules}'}")
     return 0

@@ -29,8 +29,9 @@ def _recipes(arguments: list[str]) -> int:
     for name in RECIPES.names():
         recipe = RECIPES.get(name)
         inferred = ["settings inferred"] * (recipe.settings == "inferred")
-        number = f"published {recipe.published}"
-        parts = (recipe.data, number, *inferred, *recipe.differs, *recipe.notes)
+        number = f"published {recipe.published}" if recipe.published else "no published number"
+        cost = [f"published cost {recipe.cost}"] * bool(recipe.cost)
+        parts = (recipe.data, number, *inferred, *cost, *recipe.differs, *recipe.notes)
         rows.append((name, "; ".join(parts)))
     return _listing(rows)
 

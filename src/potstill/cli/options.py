@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+
+from potstill.core.errors import InputError
 
 if TYPE_CHECKING:
     from potstill.core.compute import Wish
@@ -16,9 +18,11 @@ class Work:
     """Who does the work and where it is kept."""
 
     engine: str = "inline"
-    """inline, or processes for several experts and evaluations side by side."""
+    """inline; processes or ray for several experts, units, evaluations side by side."""
     workers: int = 1
-    """Worker processes."""
+    """Tasks side by side, at most."""
+    ray_address: str | None = None
+    """With --engine ray: a cluster to join, HOST:PORT or auto; by default one is started here."""
     store: Path | None = None
     """Folder of finished experts and evaluations; in the user's cache by default."""
 
@@ -26,7 +30,12 @@ class Work:
         """Return what the runner wants to know."""
         from potstill.run import Where
 
-        return Where(engine=self.engine, workers=self.workers, store=self.store)
+        engine = self.engine
+        if self.ray_address is not None:
+            if engine != "ray":
+                raise InputError(f"--ray-address is for --engine ray, not for {engine!r}.")
+            engine += f"@{self.ray_address}"
+        return Where(engine=engine, workers=self.workers, store=self.store)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +44,15 @@ class ResumeFlags(Work):
 
     evaluate: bool = True
     """Score the set when it is made, as `potstill evaluate` does."""
+    units: str | None = None
+    """Of sre2l and cda: recover only these units, such as 0:50 (units 0 to 49), and end."""
+
+    def where(self) -> Where:
+        """Return what the runner wants to know."""
+        from potstill.run import units_from
+
+        units = None if self.units is None else units_from(self.units)
+        return replace(super().where(), units=units)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +80,7 @@ class Score:
     """Networks a row; the protocol's number (5) by default."""
     protocol: str = "strict"
     """Rules of the evaluation (see `potstill protocols`)."""
-    regimes: tuple[Literal["hard", "soft", "online"], ...] = ()
+    regimes: tuple[Literal["hard", "soft", "online", "stored"], ...] = ()
     """Labels of all images, side by side: hard, soft (a teacher's of each image), online (its own
     of every augmented batch); by default those of the set or protocol."""
     prefix: int | None = None

@@ -14,6 +14,10 @@ class WorkError(RuntimeError):
     """The work failed although the input was right; the message is one plain sentence (exit 1)."""
 
 
+class PartDone(Exception):
+    """The part of a run that was asked for is finished, the run is not (exit code 0)."""
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     """Return the error for an unknown name, with the nearest known name or all of them."""
     names = sorted(known)

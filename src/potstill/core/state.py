@@ -204,6 +204,8 @@ def map_tree(path: Path) -> Any:
                 offset=first + entry["data_offsets"][0],
                 shape=tuple(entry["shape"]),
             )
+            if 0 not in entry["shape"]  # of which no file can be mapped
+            else np.empty(entry["shape"], _MAPPED[entry["dtype"]])
             for name, entry in table.items()
         }
         return _join(skeleton, arrays)

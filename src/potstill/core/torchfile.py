@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import struct
 import warnings
 import zipfile
 from pathlib import Path
@@ -22,7 +23,27 @@ class _Unread:
     def __setstate__(self, state: object) -> None: ...
 
 
-_NUMBERS = ("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+class _Kind:
+    """What stands in for the type of a number of NumPy, such as "i8"."""
+
+    def __init__(self, name: str = "", *parts: object) -> None:
+        self.name, self.order = name, "<"
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.order = state[1] if state[1] in (">", "<") else "<"
+
+
+def _number(kind: _Kind, data: bytes) -> int | float:
+    """Return a number of NumPy as one of Python."""
+    return struct.unpack(kind.order + _FORMATS[kind.name], data)[0]
+
+
+_FORMATS = {"i4": "i", "i8": "q", "f4": "f", "f8": "d"}
+_NUMBERS: tuple[tuple[Any, str], ...] = (
+    (_Kind, "numpy.dtype"),
+    (_number, "numpy.core.multiarray.scalar"),
+    (_number, "numpy._core.multiarray.scalar"),
+)
 _SETTINGS = ("argparse.Namespace",)
 
 
@@ -30,13 +51,14 @@ def read_torch(file: Path, *, numbers: bool = False, settings: bool = False) -> 
     """Read a file of torch.save; nothing in it is run.
 
     Tensors are on the CPU and may be mapped from the file. With `numbers` the file may hold single
-    numbers of NumPy, with `settings` an argparse.Namespace, which are not read.
+    numbers of NumPy (of 4 or 8 bytes), which become numbers of Python, with `settings` an
+    argparse.Namespace, which is not read.
 
     Raises:
         InputError: for a file that is damaged or asks for more than tensors.
     """
-    names = (*(_NUMBERS if numbers else ()), *(_SETTINGS if settings else ()))
-    allowed: list[Any] = [(_Unread, name) for name in names]
+    unread = [(_Unread, name) for name in _SETTINGS] if settings else []
+    allowed: list[Any] = [*(_NUMBERS if numbers else ()), *unread]
     try:
         mapped = zipfile.is_zipfile(file)  # the old format cannot be mapped into memory
         if mapped:

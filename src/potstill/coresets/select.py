@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from potstill.artefact import DistilledSet, Hard
+from potstill.artefact import DistilledSet, Soft
 from potstill.core.errors import InputError
 from potstill.core.keys import generator, integer
 from potstill.coresets.features import Features
@@ -21,7 +21,7 @@ CLASS_CAP = 2000
 
 def counts_of(s: DistilledSet) -> tuple[int, ...]:
     """Return images per class; soft labels without places count as spread evenly over classes."""
-    if isinstance(s.targets, Hard) or s.targets.own is not None:
+    if not isinstance(s.targets, Soft) or s.targets.own is not None:
         return s.ipc
     each, rest = divmod(len(s), len(s.classes))
     return tuple(each + (label < rest) for label in range(len(s.classes)))

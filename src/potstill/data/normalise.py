@@ -156,6 +156,7 @@ _SVHN = MeanStd(mean=(0.4377, 0.4438, 0.4728), std=(0.1980, 0.2010, 0.1970))
 _MNIST = MeanStd(mean=(0.1307,), std=(0.3081,))
 _FASHION = MeanStd(mean=(0.2861,), std=(0.3530,))
 _IMAGENET = MeanStd(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+_UNIT = MeanStd(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 _TINY_SRE2L = MeanStd(mean=(0.4802, 0.4481, 0.3975), std=(0.2302, 0.2265, 0.2262))
 
 for _names, _stats in {
@@ -168,6 +169,7 @@ for _names, _stats in {
     "fashion@dc fashion@idc": _FASHION,
     "imagenet@dc imagenet@idc tiny@dc tiny@mtt": _IMAGENET,
     "tiny@sre2l": _TINY_SRE2L,
+    "imagenet21k@cda": _UNIT,  # as published: pixels in [0, 1]
 }.items():
     for _name in _names.split():
         STATISTICS.add(_name)(_stats)

@@ -1,6 +1,17 @@
-"""Engines that run lists of tasks: inline or in processes; processes that share outer steps."""
+"""Engines that run lists of tasks: inline, in processes, on Ray; processes that share steps."""
 
 from potstill.engine.ranks import Ranks, joined, take_gpu
-from potstill.engine.tasks import ENGINES, Tasks, run_tasks
+from potstill.engine.tasks import ENGINES, Tasks, check_engine, run_tasks
+from potstill.engine.together import run_together, sharing
 
-__all__ = ["ENGINES", "Ranks", "Tasks", "joined", "run_tasks", "take_gpu"]
+__all__ = [
+    "ENGINES",
+    "Ranks",
+    "Tasks",
+    "check_engine",
+    "joined",
+    "run_tasks",
+    "run_together",
+    "sharing",
+    "take_gpu",
+]

@@ -37,6 +37,10 @@ class Ranks:
         """Return the tasks of this process, of so many."""
         return range(self.rank, tasks, self.world)
 
+    def part(self, rows: Tensor) -> Tensor:
+        """Return this process's part of the rows of all; parts differ by one row at most."""
+        return rows.tensor_split(self.world)[self.rank]
+
     def gathered(self, rows: Tensor) -> Tensor:
         """Return the rows [K, n] of all tasks in their order, from those of each process' tasks."""
         if self.world == 1:

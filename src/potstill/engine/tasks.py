@@ -1,7 +1,8 @@
-"""Work as a list of tasks named by the hash of their spec, run inline or in worker processes."""
+"""Work as a list of tasks named by the hash of their spec: inline, in processes, on a cluster."""
 
 from __future__ import annotations
 
+import importlib.util
 import multiprocessing
 import os
 import signal
@@ -21,8 +22,9 @@ from potstill.core.compute import Compute
 from potstill.core.errors import InputError, WorkError, unknown
 from potstill.core.store import Store
 from potstill.core.threads import using_threads
+from potstill.engine.ray import Job, in_ray
 
-ENGINES = ("inline", "processes")
+ENGINES = ("inline", "processes", "ray")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,8 @@ class Tasks:
     label: str = "task"
     name: str = ""
     """Under what a run knows the folders of this phase; by default the kind."""
+    together: bool = False
+    """Whether processes of torchrun do each task together (`run_together`)."""
 
     @property
     def phase(self) -> str:
@@ -59,19 +63,14 @@ def run_tasks(
 
     The results do not depend on engine and workers. `on_done(finished, all)` is called after each
     task, finished ones included. After a failure no new task starts, those under way are finished
-    and kept. An interrupt ends the workers and keeps what is finished.
+    and kept. An interrupt ends the workers and keeps what is finished. The engine ray@ADDRESS joins
+    a Ray cluster, ray starts one here; both begin a task anew whose worker died.
 
     Raises:
         InputError: for an unknown engine, a wrong number of workers, or as a task raised it.
         WorkError: if a task failed or a worker died; names the task.
     """
-    if engine not in ENGINES:
-        raise unknown("engine", engine, ENGINES)
-    if workers < 1 or (engine == "inline" and workers > 1):
-        raise InputError(
-            f"workers={workers} does not fit engine {engine!r}: "
-            "'inline' has 1, 'processes' 1 or more."
-        )
+    check_engine(engine, workers)
     store.tidy(tasks.kind)
     paths = [store.path(tasks.kind, spec) for spec in tasks.specs]
     first = {path: place for place, path in reversed(list(enumerate(paths)))}
@@ -85,7 +84,7 @@ def run_tasks(
             store,
             tasks.kind,
             name=f"{tasks.label} {place + 1} of {len(paths)} ({paths[place].name})",
-            threads=_threads(tasks.specs[place]),
+            threads=threads_of(tasks.specs[place]),
         )
         for place in places
     ]
@@ -97,16 +96,46 @@ def run_tasks(
         if on_done is not None:
             on_done(finished, len(first))
 
+    workers = min(workers, len(jobs))
     if jobs and engine == "inline":
         for job in jobs:
             job()
             tick()
+    elif jobs and engine == "processes":
+        _in_processes(jobs, workers, tick)
     elif jobs:
-        _in_processes(jobs, min(workers, len(jobs)), tick)
+        sized = [
+            Job(job, cpus=job.keywords["threads"], gpus=_gpus(tasks.specs[place]))
+            for job, place in zip(jobs, places, strict=True)
+        ]
+        in_ray(sized, workers, tick, address=engine.partition("@")[2])
     return paths
 
 
-def _threads(spec: Any) -> int:
+def check_engine(engine: str, workers: int) -> None:
+    """Refuse an engine that there is not, or that has no so many workers.
+
+    Raises:
+        InputError: saying what is allowed.
+    """
+    name, at, address = engine.partition("@")
+    if name not in ENGINES or (at and (name != "ray" or not address)):
+        raise unknown("engine", engine, ENGINES)
+    if workers < 1 or (engine == "inline" and workers > 1):
+        raise InputError(
+            "workers must be 1 for the engine 'inline', and 1 or more for 'processes' and 'ray', "
+            f"not {workers} for {engine!r}."
+        )
+    if name == "ray" and importlib.util.find_spec("ray") is None:
+        raise InputError("The engine 'ray' needs the package ray: pip install 'potstill[ray]'.")
+
+
+def _gpus(spec: Any) -> int:
+    return int(getattr(getattr(spec, "compute", None), "device", "cpu") == "cuda")
+
+
+def threads_of(spec: Any) -> int:
+    """Return the threads that a task is run with."""
     compute = getattr(spec, "compute", None)
     return compute.threads if isinstance(compute, Compute) else torch.get_num_threads()
 

@@ -1,5 +1,6 @@
 """Protocols, matched baselines and scores."""
 
+from potstill.evaluation import taught as _taught  # noqa: F401 - registers its protocols
 from potstill.evaluation.images import Beside
 from potstill.evaluation.matched import evaluate
 from potstill.evaluation.protocol import PROTOCOLS

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from potstill.artefact import DistilledSet, load, set_digest
+from potstill.artefact import DistilledSet, LabelStore, label_store, load, set_digest
 from potstill.core.errors import InputError
 from potstill.core.store import Store
 from potstill.coresets import expert_module
 from potstill.coresets.patch_tasks import read_patches
-from potstill.data import Pixels, SpaceSpec, moved, open_space, prepared, reopen
-from potstill.evaluation.specs import Distilled, EvalSpec, Online, Patched, Real, Taught
+from potstill.data import Pixels, Split, moved, open_space, prepared, reopen
+from potstill.evaluation.specs import Distilled, EvalSpec, Online, Patched, Real, Stored, Taught
 from potstill.experts import ExpertSpec, ImportedExpert
-from potstill.functional import predict
-from potstill.functional.advance import Prepare, Teach
+from potstill.functional.advance import Prepare, Replay, Teach
 from potstill.functional.train import View
-from potstill.nets import FlatNet
+from potstill.recover import relabel
 from potstill.teachers import Teacher, open_teacher
 
 
@@ -39,6 +37,9 @@ class Lesson:
     teach: Teach | None = None
     teacher_bytes: int = 0
     """Weights and running statistics of the teachers that are there while the network learns."""
+    replay: Replay | None = None
+    label_bytes: int = 0
+    """Labels of views that the network learns."""
 
 
 def lesson_of(spec: EvalSpec, context: dict[str, str]) -> Lesson:
@@ -47,34 +48,62 @@ def lesson_of(spec: EvalSpec, context: dict[str, str]) -> Lesson:
     Raises:
         InputError: if the set or teacher in its folder is not the one of the spec.
     """
-    lesson = _lesson(spec, context)
-    if not isinstance(spec.labels, Online):
+    lesson, stored = _lesson(spec, context)
+    if spec.train.lesson is None:
         return lesson
+    if not isinstance(spec.labels, Online):
+        assert stored is not None
+        channels, height, width = lesson.images.shape[1:]
+        replay = stored.replay((channels, height, width))
+        return replace(lesson, replay=replay, label_bytes=stored.nbytes)
     modules = [_opened(teacher, context) for teacher in spec.labels.teachers]
     parts = [part for module in modules for part in module.state_dict().values()]
     nbytes, teach = sum(part.nbytes for part in parts), _online(spec, spec.labels, modules)
     return replace(lesson, teach=teach, teacher_bytes=nbytes)
 
 
-def _lesson(spec: EvalSpec, context: dict[str, str]) -> Lesson:
+def _lesson(spec: EvalSpec, context: dict[str, str]) -> tuple[Lesson, LabelStore | None]:
+    """Return the lesson without a teacher, and the stored labels of its images, if any."""
     device = torch.device(spec.compute.device)
     if isinstance(spec.what, Distilled):
         s = _set(context[spec.what.digest], spec.what.digest)
 
-        def view(blocks: int | None) -> tuple[Pixels, Tensor, Tensor | None]:
-            part = s if blocks is None else s.prefix(blocks)
-            images, targets = part.decoded()
-            targets = _labelled(spec, images, targets, context)
-            return moved(images, device), targets.to(device), part.places()
+        def of(part: DistilledSet) -> Lesson:
+            images, targets, prepare = part.prepared()
+            inputs = images if prepare is None else part.decoded()[0]
+            return Lesson(
+                images=moved(images, device),
+                targets=_labelled(spec, inputs, targets, context).to(device),
+                places=part.places(),
+                prepare=prepare,
+            )
 
-        images, targets, places = view(None)
-        return Lesson(images=images, targets=targets, places=places, view=view, ends=s.ends)
+        def view(blocks: int) -> tuple[Pixels, Tensor, Tensor | None]:
+            part = of(s.prefix(blocks))
+            return part.images, part.targets, part.places
+
+        lesson = replace(of(s), view=view, ends=s.ends)
+        return lesson, s.targets if isinstance(s.targets, LabelStore) else None
     images, targets = _real(spec, context)
+    stored = _stored(spec.labels, targets, context) if isinstance(spec.labels, Stored) else None
     targets = _labelled(spec, images, targets, context).to(device)
     prepare = None
     if isinstance(spec.what, Real | Patched):
         images, prepare = prepared(open_space(spec.space), images)
-    return Lesson(images=moved(images, device), targets=targets, prepare=prepare)
+    return Lesson(images=moved(images, device), targets=targets, prepare=prepare), stored
+
+
+def _stored(labels: Stored, targets: Tensor, context: dict[str, str]) -> LabelStore:
+    """Return the stored labels of real images of these classes."""
+    first, store = labels.first, Store(Path(context["store"]))
+    shards = (replace(first, epoch=e) for e in range(first.plan.epochs))
+    return label_store(
+        targets,
+        first.plan,
+        [store.path(relabel.KIND, spec) / relabel.FILE for spec in shards],
+        classes=first.teachers[0].classes,
+        teachers=tuple(teacher.digest for teacher in first.teachers),
+    )
 
 
 def _set(folder: str, digest: str) -> DistilledSet:
@@ -88,19 +117,29 @@ def _real(spec: EvalSpec, context: dict[str, str]) -> tuple[Pixels, Tensor]:
     """Return real images in uint8, or mosaics of them as model input, and their classes."""
     assert not isinstance(spec.what, Distilled)
     if isinstance(spec.what, Patched):
-        store = Store(Path(context["store"]))
-        found = [read_patches(store.verify("patches", each)) for each in spec.what.specs]
-        return torch.cat([each["images"].flatten(0, 1) for each in found]), spec.what.labels()
+        return patched_images(spec.what, Store(Path(context["store"])))
     part = reopen(spec.data).train
-    if spec.what.indices is None:
-        return part.pixels, part.labels
-    chosen = torch.tensor(spec.what.indices)
     if isinstance(spec.what, Real):
-        return part.pixels[chosen], part.labels[chosen]
+        return real_images(spec.what, part)
     decode, labels = spec.what.decode, spec.what.labels(part)
-    stored = open_space(spec.space).forward(decode.mosaic(part.pixels[chosen]))
+    pixels = part.pixels[torch.tensor(spec.what.indices)]
+    stored = open_space(spec.space).forward(decode.mosaic(pixels))
     index = decode.index(labels)
     return decode.take(stored, index), labels[index[:, 0]]
+
+
+def patched_images(what: Patched, store: Store) -> tuple[Tensor, Tensor]:
+    """Return RDED's images in uint8, and their classes."""
+    found = [read_patches(store.verify("patches", each)) for each in what.specs]
+    return torch.cat([each["images"].flatten(0, 1) for each in found]), what.labels()
+
+
+def real_images(what: Real, part: Split) -> tuple[Pixels, Tensor]:
+    """Return images of the training part in uint8, and their classes."""
+    if what.indices is None:
+        return part.pixels, part.labels
+    chosen = torch.tensor(what.indices)
+    return part.pixels[chosen], part.labels[chosen]
 
 
 def _labelled(spec: EvalSpec, images: Pixels, targets: Tensor, context: dict[str, str]) -> Tensor:
@@ -112,17 +151,17 @@ def _labelled(spec: EvalSpec, images: Pixels, targets: Tensor, context: dict[str
 
 
 def _taught(spec: EvalSpec, images: Pixels, context: dict[str, str]) -> Tensor:
-    """Return the teacher's probabilities [N, K] of the images, on the task's device."""
+    """Return the teachers' probabilities [N, K] of the images, on the task's device."""
     assert isinstance(spec.labels, Taught)
-    teacher = spec.labels.teacher
-    device = torch.device(spec.compute.device)
-    module = copy.deepcopy(_opened(teacher, context)).to(device)  # the other one serves others
-    prepare = open_space(teacher.space).forward
-    if not isinstance(spec.what, Real | Patched):
-        prepare = _between(spec.space, teacher.space)
-    with torch.no_grad():
-        logits = [module(prepare(part.to(device))) for part in images.split(64)]
-    return torch.cat(logits).softmax(1)
+    device, found = torch.device(spec.compute.device), []
+    for teacher in spec.labels.teachers:
+        module = copy.deepcopy(_opened(teacher, context)).to(device)  # the other one serves others
+        prepare = open_space(teacher.space).forward
+        if not isinstance(spec.what, Real | Patched):
+            prepare = relabel.between(spec.space, teacher.space)
+        with torch.no_grad():
+            found.append(torch.cat([module(prepare(x.to(device))) for x in images.split(64)]))
+    return torch.stack(found).mean(0).softmax(1)
 
 
 def _online(spec: EvalSpec, labels: Online, modules: list[nn.Module]) -> Teach:
@@ -130,22 +169,11 @@ def _online(spec: EvalSpec, labels: Online, modules: list[nn.Module]) -> Teach:
 
     They are computed as the network is; networks with parts from elsewhere are not compiled.
     """
-    device = torch.device(spec.compute.device)
-    size = spec.train.batch if device.type == "cuda" else 64
-    asked: list[Teach] = []
-    for teacher, module in zip(labels.teachers, modules, strict=True):
-        net = FlatNet(module)
-        compute = replace(spec.compute, compiled=spec.compute.compiled and net.known)
-        asked.append(
-            partial(
-                predict,
-                net,
-                net.theta0.to(device),
-                batch=size,
-                prepare=_between(spec.space, teacher.space),
-                compute=compute,
-            )
-        )
+    pairs = zip(labels.teachers, modules, strict=True)
+    asked = [
+        relabel.asking(module, teacher.space, spec.space, spec.compute, batch=spec.train.batch)
+        for teacher, module in pairs
+    ]
     return lambda x: torch.stack([ask(x) for ask in asked]).mean(0)
 
 
@@ -154,9 +182,3 @@ def _opened(teacher: Teacher | ExpertSpec | ImportedExpert, context: dict[str, s
     if isinstance(teacher, Teacher):
         return open_teacher(teacher, Path(context[teacher.digest]))
     return expert_module(teacher, Store(Path(context["store"])).verify("experts", teacher))
-
-
-def _between(own: SpaceSpec, other: SpaceSpec) -> Prepare:
-    """Return how images normalised in one way become normalised in another."""
-    back, forward = open_space(own).inverse, open_space(other).forward
-    return lambda x: x if own == other else forward(back(x))

@@ -1,4 +1,4 @@
-"""Teachers of an evaluation: whose labels the regimes soft and online take, and where they lie.
+"""Teachers of an evaluation: whose labels its regimes take, and where they lie.
 
 A teacher of the set's own also chooses the images of RDED that are shown beside it.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from potstill.artefact import DistilledSet
+from potstill.artefact import DistilledSet, LabelStore
 from potstill.core.compute import Compute, Wish
 from potstill.core.errors import InputError
 from potstill.core.store import Store
@@ -19,7 +19,7 @@ from potstill.coresets import counts_of
 from potstill.coresets.patch_tasks import PatchSpec, class_blocks, patch_tasks
 from potstill.data import DataSet
 from potstill.engine import Tasks
-from potstill.evaluation.regimes import teacher_of
+from potstill.evaluation.regimes import is_stored, teacher_of
 from potstill.evaluation.specs import EvalSpec, Online, Taught
 from potstill.experts import ExpertSpec, ImportedExpert
 from potstill.teachers import Teacher, check_accuracy, check_teacher, read_teacher, teacher_facts
@@ -31,11 +31,15 @@ _PARENT = "teacher "
 def own_teachers(s: DistilledSet, data: DataSet, store: Store) -> dict[Teacher, Path]:
     """Return the teachers that a set comes from with their folders in a store; none if one lacks.
 
+    Of a set with labels of views these are the teachers that gave them.
+
     Raises:
         InputError: if they are of other data, or have learned nothing.
     """
     parents = (parent for parent in s.origin.parents if parent.startswith(_PARENT))
     wanted, there = [parent.removeprefix(_PARENT) for parent in parents], {}
+    if isinstance(s.targets, LabelStore):
+        wanted = list(s.targets.teachers) or wanted
     for entry in store.entries("teachers") if wanted else ():
         with suppress(InputError):  # work of another version
             teacher = read_teacher(entry.folder)
@@ -60,30 +64,26 @@ def labellers(
 ) -> tuple[dict[str, Taught | Online], dict[Teacher, Path]]:
     """Return whose labels the regimes take that need a teacher, and folders of the set's own.
 
-    Online these are the set's own teachers, if the store has them all; else `teacher`, or one that
-    is trained on the real images.
+    These are the set's own teachers, if the store has them all; else `teacher`, or one that is
+    trained on the real images.
 
     Raises:
         InputError: if the set's teachers are of other data, or have learned nothing.
     """
-    own = own_teachers(s, data, store) if "online" in regimes else {}
-    found: dict[str, Taught | Online] = {}
-    for regime in regimes:
-        if regime == "online" and own:
-            found[regime] = Online(teachers=tuple(own))
-        elif regime in ("soft", "online"):
-            teacher = teacher or teacher_of(s, data, wish)
-            online = regime == "online"
-            found[regime] = Online(teachers=(teacher,)) if online else Taught(teacher=teacher)
-    return found, own
+    kinds: dict[str, type[Taught | Online]] = {"soft": Taught, "online": Online}
+    asked = [regime for regime in regimes if regime in kinds]
+    if not asked and not any(is_stored(s, regime) for regime in regimes):
+        return {}, {}
+    own = own_teachers(s, data, store)
+    teachers = tuple(own) or ((teacher or teacher_of(s, data, wish),) if asked else ())
+    return {regime: kinds[regime](teachers=teachers) for regime in asked}, own
 
 
 def experts_of(specs: Iterable[EvalSpec]) -> tuple[ExpertSpec | ImportedExpert, ...]:
     """Return the experts whose labels networks take, none twice."""
     found: list[Teacher | ExpertSpec | ImportedExpert] = []
     for labels in (spec.labels for spec in specs):
-        found += labels.teachers if isinstance(labels, Online) else ()
-        found += (labels.teacher,) if isinstance(labels, Taught) else ()
+        found += labels.teachers if isinstance(labels, Online | Taught) else ()
     return tuple(dict.fromkeys(each for each in found if not isinstance(each, Teacher)))
 
 

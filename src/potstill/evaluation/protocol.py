@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from potstill.augment import DSA, RAT, Crops, CutMix, Policy, Views
+from potstill.augment import DSA, RAT, CutMix, Policy, Views
 from potstill.core.registry import Registry
 from potstill.evaluation.rules import Protocol
 from potstill.functional import (
     SGD,
     Adam,
     Segment,
-    Softened,
     TrainSpec,
     idc_recipe,
     idc_segments,
     mtt_segments,
 )
-from potstill.functional.cosine import cosine_segments
 
 PROTOCOLS: Registry[Protocol] = Registry("protocol")
 
@@ -165,74 +163,6 @@ PROTOCOLS.add("staged-idc")(
         half_from=6,
     )
 )
-
-
-# Protocols whose labels are a teacher's, of every augmented batch. Differs, of all: the last epoch
-# counts, where the originals report the best of several accuracies on the test part; images are
-# tested at their own size; single networks there are the mean of 3 here.
-_ADAMW = Adam(weight_decay=0.01, decoupled=True, decays="weights")
-_PLAIN = Softened(temperature=20, squared=False)
-
-TINY_KD = PROTOCOLS.add("tiny-kd")(
-    Protocol(
-        name="tiny-kd",
-        help="SRe2L's and CDA's for Tiny-ImageNet: labels online at temperature 20 (x 400), SGD "
-        ".2, batch 256, 100 epochs, 5 of them warm-up, then a cosine to 0, crops and flips",
-        lr=0.2,
-        augment=Crops(),
-        mix="none",
-        segments=cosine_segments(100, warmup=5),
-        optimizer=SGD(momentum=0.9, weight_decay=1e-4),
-        batch=256,
-        lesson=Softened(temperature=20, squared=True),
-        seeds=3,
-    )
-)
-"""Yin, Xing, Shen, NeurIPS 2023 (arXiv 2306.13092), by its released scripts; later ones take
-batches of 64."""
-
-SRE2L_FKD = PROTOCOLS.add("sre2l-fkd")(
-    Protocol(
-        name="sre2l-fkd",
-        help="SRe2L's for ImageNet-1K, with labels online: temperature 20, AdamW .001, batch "
-        "1,024, 300 epochs on a cosine to 0, crops, flips and CutMix always",
-        lr=0.001,
-        augment=Crops(),
-        mix=CutMix(prob=1.0),
-        segments=cosine_segments(300),
-        optimizer=_ADAMW,
-        batch=1024,
-        lesson=_PLAIN,
-        seeds=3,
-    )
-)
-"""Yin, Xing, Shen, NeurIPS 2023 (arXiv 2306.13092). Differs: labels are computed online rather than
-stored; a batch is never cut into parts whose gradients are added up."""
-
-PROTOCOLS.add("cda-in1k")(
-    replace(
-        SRE2L_FKD,
-        name="cda-in1k",
-        help="CDA's for ImageNet-1K, with labels online: as sre2l-fkd with batch 128",
-        batch=128,
-    )
-)
-
-PROTOCOLS.add("rded")(
-    replace(
-        SRE2L_FKD,
-        name="rded",
-        help="RDED's: labels online at temperature 20, AdamW .001, batches of 10 to 200 by the "
-        "size of the set, 300 epochs on half a cosine, flips and CutMix always",
-        augment=Crops(scale=(1.0, 1.0)),
-        segments=cosine_segments(300, zeta=2),
-        batch=None,
-        batches=((0, 10), (1, 50), (10, 100)),
-    )
-)
-"""Sun et al., CVPR 2024 (arXiv 2312.03526). Differs: large images, which have four tiles there, are
-not cropped, and their tiles stay where they are; all networks take the step size of ResNets and
-ConvNets."""
 
 
 def whole_recipe() -> TrainSpec:

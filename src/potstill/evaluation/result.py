@@ -17,7 +17,7 @@ class Row:
     net: str
     """Name and width of the network."""
     regime: str
-    """Labels: hard | soft | online."""
+    """Labels: hard | soft | online | stored."""
     accuracies: tuple[float, ...]
     """Test accuracy of each network, after the last epoch or at the mark best on validation."""
     validation: float
@@ -31,7 +31,8 @@ class Row:
     lr: float
     protocol: str
     nbytes: dict[str, int]
-    """Bytes of what was trained on: images, targets, normaliser; teacher, if it was needed."""
+    """Bytes of what was trained on: images, targets, normaliser; labels of views, or a teacher, if
+    they were needed."""
     seconds: float
     """Wall seconds of training all n networks."""
     cpu_seconds: float

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from potstill.artefact import LabelStore
 from potstill.evaluation.images import BASELINES, Images
 from potstill.evaluation.result import Row, spread
 from potstill.evaluation.rules import Protocol
-from potstill.evaluation.specs import EvalSpec, Online, Taught
+from potstill.evaluation.specs import EvalSpec, Online, Stored, Taught, Teachers
 from potstill.nets import describe
 from potstill.teachers import Teacher
 
@@ -24,27 +25,41 @@ class Group:
     specs: tuple[EvalSpec, ...]
 
 
+def _names(teachers: Teachers) -> str:
+    """Return what teachers are, for a note."""
+    names = " and ".join(f"a {describe(teacher.net)}" for teacher in teachers)
+    own = isinstance(teachers[0], Teacher)
+    return f"the teacher of the set, {names}" if own else names
+
+
 def row_of(group: Group, found: dict[EvalSpec, dict[str, Any]], rules: Protocol) -> Row:
     """Return the row of a group; `found` holds the results of its specs."""
     results, first = [found[spec] for spec in group.specs], group.specs[0]
     marks, accuracies, validation = _at_best(results)
     mean, std, ci95 = spread(accuracies, ddof=rules.ddof)
     nbytes, notes = dict(group.images.nbytes), [group.images.note]
+    nbytes.pop("labels", None)  # of a set whose labels this regime has no use for
     if marks:
         best = next(epochs for epochs, val, _ in marks if val == validation)
         notes.append(f"after {best:,} of {marks[-1][0]:,} steps, best on validation")
     if isinstance(first.labels, Taught):
         nbytes["targets"] = results[0]["target_bytes"]
-        notes.append(f"soft labels by a {describe(first.labels.teacher.net)}")
+        notes.append(f"soft labels by {_names(first.labels.teachers)}")
+    if isinstance(first.labels, Stored):
+        notes.append(f"labels of views by {_names(first.labels.first.teachers)}")
     if isinstance(first.labels, Online):
         nbytes |= {"targets": results[0]["target_bytes"], "teacher": results[0]["teacher_bytes"]}
-        by = " and ".join(f"a {describe(teacher.net)}" for teacher in first.labels.teachers)
-        own = any(isinstance(teacher, Teacher) for teacher in first.labels.teachers)
-        notes.append(f"labels online by {'the teacher of the set, ' if own else ''}{by}")
+        notes.append(f"labels online by {_names(first.labels.teachers)}")
+    if (regime := _regime(first)) == "stored":
+        nbytes["labels"] = results[0]["label_bytes"]
+        of = group.images.of
+        if of is not None and isinstance(of.targets, LabelStore):
+            plan = of.targets.plan
+            notes.append(f"labels of {plan.epochs:,} epochs ({plan.codes})")
     return Row(
         name=group.images.name,
         net=describe(first.net),
-        regime=_regime(first),
+        regime=regime,
         accuracies=accuracies,
         validation=validation,
         mean=mean,
@@ -65,7 +80,7 @@ def row_of(group: Group, found: dict[EvalSpec, dict[str, Any]], rules: Protocol)
 
 def _regime(spec: EvalSpec) -> str:
     if spec.train.lesson is not None:
-        return "online"
+        return "online" if isinstance(spec.labels, Online) else "stored"
     return "soft" if spec.train.loss == "soft_ce" else "hard"
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from potstill.artefact import DistilledSet
-from potstill.augment import CutMix, Policy, Views
+from potstill.augment import Mix, Policy, Views
 from potstill.core.errors import InputError
 from potstill.core.spec import record
 from potstill.data import MeanStd
@@ -28,7 +28,7 @@ class Protocol:
     """Whether a recipe with the protocol's kind of optimizer keeps its step size."""
     augment: Policy | Literal["none"] | None = None
     """Augmentation of the training images, or "none" at all."""
-    mix: CutMix | Literal["none"] | None = None
+    mix: Mix | Literal["none"] | None = None
     """Mixing of images and targets, or "none" at all."""
     keeps: bool = False
     """Whether a recipe with the protocol's policy, of whatever constants, keeps it and its mix."""

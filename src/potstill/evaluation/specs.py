@@ -16,6 +16,7 @@ from potstill.data import DataRef, SpaceSpec, Split
 from potstill.experts import ExpertSpec, ImportedExpert
 from potstill.functional import TrainSpec
 from potstill.nets import NetSpec
+from potstill.recover import RelabelSpec
 from potstill.teachers import Teacher
 
 
@@ -64,13 +65,17 @@ class Patched:
         )
 
 
+Teachers = tuple[Teacher, ...] | tuple[ExpertSpec | ImportedExpert]
+"""Teachers by content (the folder of each is context[digest]), or an expert after its last epoch;
+in evaluation mode."""
+
+
 @record
 @dataclass(frozen=True, kw_only=True)
 class Taught:
-    """Take soft labels: the softmax of what a teacher says of the images, in evaluation mode."""
+    """Take soft labels: the softmax of the mean of what teachers say of the images."""
 
-    teacher: ExpertSpec | ImportedExpert
-    """The teacher is this expert after its last epoch."""
+    teachers: Teachers
 
 
 @record
@@ -78,8 +83,17 @@ class Taught:
 class Online:
     """Learn what teachers say of every augmented, mixed batch: the mean of their logits."""
 
-    teachers: tuple[Teacher, ...] | tuple[ExpertSpec | ImportedExpert]
-    """Teachers by content (the folder of each is context[digest]), or an expert as of `Taught`."""
+    teachers: Teachers
+
+
+@record
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """Learn stored labels of views of real images."""
+
+    first: RelabelSpec
+    """Finished work in the store context["store"]: the labels of epoch 0, those of other epochs
+    beside them."""
 
 
 @record
@@ -88,7 +102,7 @@ class EvalSpec:
     """One trained network: everything that its accuracy depends on."""
 
     what: Distilled | Real | Mosaics | Patched
-    labels: Taught | Online | Literal["own", "hard"] = "own"
+    labels: Taught | Online | Stored | Literal["own", "hard"] = "own"
     """As the images bring them, the likeliest class of each, or those of a teacher."""
     net: NetSpec
     train: TrainSpec

@@ -25,9 +25,10 @@ def evaluate_one(spec: EvalSpec, context: dict[str, str], folder: Path) -> None:
     """Train one network, last epoch, and write `result.json`.
 
     It holds `val` and `test` (accuracies, fractions), `steps`, `target_bytes`, `teacher_bytes` (of
-    teachers online), `seconds`, `cpu_seconds` and `peak_bytes` (the most memory that the process
-    held so far); `marks` with `epochs`, `val` and `test` of each. context[digest] is the folder of
-    the distilled set, or teacher, of that digest; context["store"] the store with experts.
+    teachers online), `label_bytes` (of views), `seconds`, `cpu_seconds` and `peak_bytes` (the most
+    memory that the process held so far); `marks` with `epochs`, `val` and `test` of each.
+    context[digest] is the folder of the distilled set, or teacher, of that digest;
+    context["store"] the store with experts and labels.
 
     Raises:
         InputError: if the set or teacher in its folder is not the one of the spec.
@@ -47,6 +48,7 @@ def evaluate_one(spec: EvalSpec, context: dict[str, str], folder: Path) -> None:
         "steps": spec.train.steps(len(lesson.images), lesson.ends),
         "target_bytes": lesson.targets.nbytes,
         "teacher_bytes": lesson.teacher_bytes,
+        "label_bytes": lesson.label_bytes,
         "seconds": seconds,
         "cpu_seconds": cpu_seconds,
         "peak_bytes": peak_memory(),
@@ -85,6 +87,7 @@ def _trained(
         on_epoch=on_epoch if spec.marks else None,
         view=lesson.view,
         teach=lesson.teach,
+        replay=lesson.replay,
         compute=spec.compute,
     )
     if theta.device.type == "cuda":

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,15 +14,33 @@ from potstill.core import keys
 from potstill.core.compute import Compute
 from potstill.core.errors import InputError
 from potstill.data import Pixels
+from potstill.engine import Ranks
 from potstill.functional.kernels import gradient
 from potstill.functional.losses import ce, soft_ce
 from potstill.functional.optim import Adam, State
+from potstill.functional.sampling import Sampler
 from potstill.functional.schedule import TrainSpec
 from potstill.nets.flat import FlatNet
 
 Prepare = Callable[[Tensor], Tensor]
 Teach = Callable[[Tensor], Tensor]
 """From images as the network takes them [B, C, H, W] to a teacher's logits [B, K]."""
+Inputs = Callable[[Tensor], Tensor]
+"""From rows, int64 [n] on the CPU, to these images as the network takes them, on its device."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Replayed:
+    """One epoch whose views of the images were labelled before."""
+
+    order: Tensor
+    """Rows in the order of training, int64 [N] on the CPU."""
+    batch: Callable[[Tensor, Inputs], tuple[Tensor, Tensor]]
+    """From rows and what gives their images to their views [n, C, H, W] and logits [n, K]."""
+
+
+Replay = Callable[[int], Replayed]
+"""From the number of an epoch of training, from 0 on, to that epoch."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +56,11 @@ class Job:
     classes: int
     """Logits of the network, or 0 if nobody asks."""
     teach: Teach | None
+    replay: Replay | None
+    replayed: Replayed | None = None
+    """The epoch that is replayed now."""
+    ranks: Ranks = Ranks()
+    """Which process this is, of those that share each batch."""
 
     @classmethod
     def of(
@@ -50,23 +73,37 @@ class Job:
         prepare: Prepare | None,
         compute: Compute | None,
         teach: Teach | None = None,
+        replay: Replay | None = None,
+        ranks: Ranks | None = None,
     ) -> Job:
         """Return the job; where class numbers will be mixed, one image tells how many there are.
 
         Raises:
-            InputError: for a lesson without a teacher, or a teacher without a lesson.
+            InputError: for a lesson without a teacher, a teacher without a lesson, or two of them.
         """
-        if (spec.lesson is None) != (teach is None):
-            told = "needs a teacher (teach)" if teach is None else "has no lesson for its teacher"
-            raise InputError(f"This training {told}.")
+        teachers = (teach is not None) + (replay is not None)
+        if (spec.lesson is not None) != teachers:
+            told = ("needs a teacher (teach)", "has no lesson for its teacher", "has two teachers")
+            raise InputError(f"This training {told[teachers]}.")
         classes = 0
-        if spec.mix is not None and spec.loss == "ce" and teach is None:
+        soft = spec.mix is not None or spec.smoothing
+        if soft and spec.loss == "ce" and not teachers:
             net.eval()
             with net.keeping_statistics(), keys.forked(0, "classes"), torch.no_grad():
                 one = as_input(images[:1].to(theta.device), theta, prepare)
                 classes = net(theta, one).shape[1]
             net.train()
-        return cls(net, images, targets, spec, prepare, compute, classes, teach)
+        given = (net, images, targets, spec, prepare, compute, classes, teach, replay)
+        return cls(*given, ranks=ranks or Ranks())
+
+    def at(
+        self, epoch: int, drawn: Sampler, chance: torch.Generator
+    ) -> tuple[Job, Sequence[Tensor]]:
+        """Return the job in an epoch of training from 0 on, and the rows of its batches."""
+        if self.replay is None:
+            return self, drawn(chance)
+        replayed = self.replay(epoch)
+        return replace(self, replayed=replayed), replayed.order.split(self.spec.batch)
 
     def begin(self, theta: Tensor) -> State:
         """Return the optimizer state before step 0."""
@@ -79,12 +116,13 @@ class Job:
     def batch(self, rows: Tensor, theta: Tensor, chance: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return augmented, mixed images and targets of these rows, on theta's device.
 
-        With a teacher its logits of these images are the targets.
+        With a teacher its logits of these images are the targets, replayed ones those of views.
         """
-        index = rows.to(self.images.device, non_blocking=True)
-        pixels = self.images.index_select(0, index).to(theta.device, non_blocking=True)
-        x = as_input(pixels, theta, self.prepare)
-        y = self.targets.index_select(0, index.to(theta.device, non_blocking=True))
+        if self.replayed is not None:
+            x, y = self.replayed.batch(rows, lambda some: self.inputs(some, theta))
+            return x, y.to(theta, non_blocking=True)
+        x = self.inputs(rows, theta)
+        y = self.targets.index_select(0, rows.to(theta.device, non_blocking=True))
         augment, mix = self.spec.augment, self.spec.mix
         if augment is not None:
             c, h, w = x.shape[1:]
@@ -96,16 +134,39 @@ class Job:
                 y = y if y.is_floating_point() else one_hot(y, self.classes).to(x.dtype)
                 y = mix.targets(y, mixing)
             x = mix.images(x, mixing)
+        if self.spec.smoothing:
+            y = y if y.is_floating_point() else one_hot(y, self.classes).to(x.dtype)
+            y = (1 - self.spec.smoothing) * y + self.spec.smoothing / y.shape[1]
         if self.teach is not None:
             with torch.no_grad():
                 y = self.teach(x).to(theta.dtype)
         return x, y
 
+    def inputs(self, rows: Tensor, theta: Tensor) -> Tensor:
+        """Return the images of these rows as the network takes them, on theta's device."""
+        index = rows.to(self.images.device, non_blocking=True)
+        pixels = self.images.index_select(0, index).to(theta.device, non_blocking=True)
+        return as_input(pixels, theta, self.prepare)
+
     def gradient(self, theta: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return loss and gradient; see `kernels.gradient`."""
-        full = min(self.spec.batch, len(self.images))
+        """Return loss and gradient; see `kernels.gradient`.
+
+        Processes that share the batch compute a part of it each, of which batch norm takes its
+        statistics; all return the mean over all images.
+        """
+        full = -(-min(self.spec.batch, len(self.images)) // self.ranks.world)
         loss_of = self.spec.lesson or (soft_ce if y.is_floating_point() else ce)
-        return gradient(self.net, theta, x, y, loss_of, compute=self.compute, batch=full)
+        own, labels = self.ranks.part(x), self.ranks.part(y)
+        loss, grad = theta.new_zeros(()), torch.zeros_like(theta)
+        if len(own):
+            loss, grad = gradient(
+                self.net, theta, own, labels, loss_of, compute=self.compute, batch=full
+            )
+        if self.ranks.world == 1:
+            return loss, grad
+        row = torch.cat([loss[None], grad]) * len(own)
+        mean = self.ranks.gathered(row[None]).sum(0) / len(x)
+        return mean[0], mean[1:]
 
 
 def advance(
@@ -122,6 +183,7 @@ def advance(
     theta is not overwritten; `chance` gives the numbers of each batch in turn.
     """
     spec, net = job.spec, job.net
+    steps = spec.steps(len(job.images)) if spec.cycle else 0
     total, count = torch.zeros((), dtype=theta.dtype, device=theta.device), 0
     for rows in batches:
         x, y = job.batch(rows, theta, chance)
@@ -130,8 +192,9 @@ def advance(
             with net.keeping_statistics():
                 there = theta + spec.sharpness.perturbation(theta, grad)
                 grad = spec.sharpness.combined(grad, job.gradient(there, x, y)[1])
+        now = lr if spec.cycle is None else lr * spec.cycle.at(step, steps)
         with torch.no_grad():
-            theta, state = spec.optimizer.update(theta, grad, state, lr, step)
+            theta, state = spec.optimizer.update(theta, grad, state, now, step)
             total += loss * len(rows)
         step, count = step + 1, count + len(rows)
     return theta, state, step, total / count

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Literal
 
-from potstill.augment import DSA, IDC, CutMix, Policy
+from potstill.augment import DSA, IDC, CutMix, Mix, Policy
 from potstill.core.errors import InputError, unknown
 from potstill.core.spec import later, record
+from potstill.functional.cycle import OneCycle
 from potstill.functional.losses import Softened
 from potstill.functional.optim import SGD, Adam
 from potstill.functional.sharpness import GSAM
@@ -58,7 +59,8 @@ class TrainSpec:
     applied to every batch, or None; sharpness: see `GSAM`, or None; mix: what mixes augmented
     images and their targets, class numbers too, or None; lesson: how a teacher's outputs for the
     augmented, mixed images are learned (`fit`'s `teach`), None without a teacher; targets then only
-    tell the classes of balanced batches.
+    tell the classes of balanced batches; cycle: the step size of each step of the one segment, or
+    None; smoothing: this part of every target is spread over all classes.
 
     Raises:
         InputError: for an lr of at most 0, a batch below 1 or no multiple of `balanced`, no
@@ -73,8 +75,10 @@ class TrainSpec:
     augment: Policy | None = field(default_factory=DSA)
     sharpness: GSAM | None = None
     balanced: int | None = None
-    mix: CutMix | None = None
+    mix: Mix | None = None
     lesson: Softened | None = later(None)
+    cycle: OneCycle | None = later(None)
+    smoothing: float = later(0.0)
 
     def __post_init__(self) -> None:
         if not 0 < self.lr < math.inf:
@@ -88,6 +92,12 @@ class TrainSpec:
             )
         if not self.segments:
             raise InputError("A training needs at least one segment.")
+        if self.cycle is not None and (len(self.segments) > 1 or self.segments[0].blocks):
+            raise InputError("A cycle is for a training of one segment, on all images.")
+        if not 0 <= self.smoothing < 1 or (self.smoothing and self.lesson is not None):
+            raise InputError(
+                f"smoothing lies in [0, 1), and at 0 with a teacher's lesson, not {self.smoothing}."
+            )
         if self.loss not in ("ce", "soft_ce"):
             raise unknown("loss", self.loss, ("ce", "soft_ce"))
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import groupby
 
 import torch
@@ -17,7 +18,9 @@ from potstill.core.compute import Compute
 from potstill.core.errors import InputError
 from potstill.core.threads import using_threads
 from potstill.data import Pixels
-from potstill.functional.advance import Job, Prepare, Teach, advance, as_input
+from potstill.engine import Ranks
+from potstill.functional.advance import Job, Prepare, Replay, Teach, advance, as_input
+from potstill.functional.checks import check_last, check_one, check_parts, check_training
 from potstill.functional.kernels import logits
 from potstill.functional.optim import State
 from potstill.functional.sampling import Sampler, sampler
@@ -25,6 +28,7 @@ from potstill.functional.schedule import Segment, TrainSpec
 from potstill.nets.flat import FlatNet
 
 OnEpoch = Callable[[int, Tensor, float], None]
+Part = tuple[Segment, Job, Sampler]
 View = Callable[[int], tuple[Pixels, Tensor] | tuple[Pixels, Tensor, Tensor | None]]
 
 
@@ -42,7 +46,9 @@ def fit(
     on_epoch: OnEpoch | None = None,
     view: View | None = None,
     teach: Teach | None = None,
+    replay: Replay | None = None,
     compute: Compute | None = None,
+    ranks: Ranks | None = None,
 ) -> Tensor:
     """Return the weights after training from theta by the spec.
 
@@ -63,45 +69,82 @@ def fit(
         prepare: applied to each batch before augmentation, e.g. a normaliser's `forward`.
         on_epoch: called as (epoch index, theta, mean loss) after each epoch; theta is never
             overwritten afterwards.
-        view: images, targets and, where there are any, places of the first so many blocks, for
-            segments that name blocks; asked once a run of segments with the same number.
+        view: images, targets and, if any, places of the first so many blocks, for segments with
+            blocks; asked once a run of segments with the same number.
         teach: the teacher of a spec with a lesson: its logits of augmented, mixed images.
+        replay: instead: views and their logits by the epoch, in its order; they take the place of
+            permutation, augmentation and mixing.
         compute: how; by default in eager float32 on theta's device, by torch's threads.
 
+        ranks: of processes that share each batch; running statistics are those of own parts.
+
     Raises:
-        InputError: if images and targets differ in number or do not suit the spec, theta is not on
-            the device of `compute`, a segment names blocks and there is no view, or a
-            lesson has no teacher.
+        InputError: if images, targets and spec do not suit each other or theta's device that of
+            `compute`, or what a segment's blocks, a lesson or a replay need is not there.
     """
-    if view is None and any(segment.blocks for segment in spec.segments):
-        raise InputError("A training in stages needs a set with blocks (view).")
-
-    def parts() -> Iterator[tuple[Segment, Job, Sampler]]:
-        for blocks, segments in groupby(spec.segments, lambda segment: segment.blocks):
-            part = (images, targets, places) if blocks is None or view is None else view(blocks)
-            x, y, *by = part
-            _check(x, y, spec, prepare)
-            _check_last(net, theta, x, spec, prepare)
-            job = Job.of(net, theta, x, y, spec, prepare, compute, teach)
-            drawn = sampler(y, spec, *by)
-            yield from ((segment, job, drawn) for segment in segments)
-
-    theta, state, step, epoch = theta.detach().clone(), (), 0, 0
+    check_parts(spec, view is not None, replay is not None)
+    job = partial(_job, net, theta, spec, prepare, compute, teach, replay, ranks)
+    parts = _parts(job, spec, (images, targets, places), view)
     with _computing(compute, theta):
-        for segment, job, drawn in parts():
-            if epoch == 0 or segment.optimizer == "new":
-                state, step = job.begin(theta), 0
-            lr = torch.tensor(spec.lr * segment.lr_scale, dtype=theta.dtype, device=theta.device)
-            for _ in range(segment.epochs):
-                if not net.training:  # whoever listens may have predicted
-                    net.train()
-                with keys.forked(seed, *key, "epoch", epoch, "net", device=theta.device):
-                    chance = keys.generator(seed, *key, "epoch", epoch)
-                    rows = drawn(chance)
-                    theta, state, step, mean = advance(job, theta, state, step, lr, rows, chance)
-                if on_epoch is not None:
-                    on_epoch(epoch, theta, float(mean))
-                epoch += 1
+        return _through(parts, net, theta, spec, seed, key, on_epoch)
+
+
+def _job(
+    net: FlatNet,
+    theta: Tensor,
+    spec: TrainSpec,
+    prepare: Prepare | None,
+    compute: Compute | None,
+    teach: Teach | None,
+    replay: Replay | None,
+    ranks: Ranks | None,
+    images: Pixels,
+    targets: Tensor,
+) -> Job:
+    """Return the job of a training on some images."""
+    check_training(images, targets, spec, prepare)
+    check_last(net, theta, images, spec, prepare)
+    return Job.of(net, theta, images, targets, spec, prepare, compute, teach, replay, ranks)
+
+
+def _parts(
+    job_of: Callable[[Pixels, Tensor], Job],
+    spec: TrainSpec,
+    whole: tuple[Pixels, Tensor, Tensor | None],
+    view: View | None,
+) -> Iterator[Part]:
+    """Yield each segment with its job and what draws its batches."""
+    for blocks, segments in groupby(spec.segments, lambda segment: segment.blocks):
+        x, y, *by = whole if blocks is None or view is None else view(blocks)
+        job, drawn = job_of(x, y), sampler(y, spec, *by)
+        yield from ((segment, job, drawn) for segment in segments)
+
+
+def _through(
+    parts: Iterator[Part],
+    net: FlatNet,
+    theta: Tensor,
+    spec: TrainSpec,
+    seed: int,
+    key: tuple[str | int, ...],
+    on_epoch: OnEpoch | None,
+) -> Tensor:
+    """Return the weights after all segments."""
+    theta, state, step, epoch = theta.detach().clone(), (), 0, 0
+    for segment, job, drawn in parts:
+        if epoch == 0 or segment.optimizer == "new":
+            state, step = job.begin(theta), 0
+        lr = torch.tensor(spec.lr * segment.lr_scale, dtype=theta.dtype, device=theta.device)
+        for _ in range(segment.epochs):
+            if not net.training:  # whoever listens may have predicted
+                net.train()
+            with keys.forked(seed, *key, "epoch", epoch, "net", device=theta.device):
+                chance = keys.generator(seed, *key, "epoch", epoch)
+                now, rows = job.at(epoch, drawn, chance)
+                theta, state, step, mean = advance(now, theta, state, step, lr, rows, chance)
+            if on_epoch is not None:
+                on_epoch(epoch, theta, float(mean))
+            epoch += 1
     return theta
 
 
@@ -139,13 +182,13 @@ def take_steps(
     Raises:
         InputError: as `fit`, or if a batch is empty or larger than that of the spec.
     """
-    _check(images, targets, spec, prepare)
+    check_training(images, targets, spec, prepare)
     for rows in batches:
         if not 1 <= len(rows) <= spec.batch:
             raise InputError(f"A step takes 1 to {spec.batch} images (batch), not {len(rows)}.")
     net.train()
     if any(len(rows) == 1 for rows in batches):
-        _check_one(net, theta, images, prepare, "A batch has one image")
+        check_one(net, theta, images, prepare, "A batch has one image")
     job = Job.of(net, theta, images, targets, spec, prepare, compute)
     lr = torch.tensor(spec.lr * lr_scale, dtype=theta.dtype, device=theta.device)
     with _computing(compute, theta), keys.forked(seed, *key, "net", device=theta.device):
@@ -205,41 +248,3 @@ def _computing(compute: Compute | None, theta: Tensor) -> Iterator[None]:
         raise InputError(f"Weights on {theta.device} cannot be used on {compute.device!r}.")
     with using_threads(compute.threads):
         yield
-
-
-def _check(images: Pixels, targets: Tensor, spec: TrainSpec, prepare: Prepare | None) -> None:
-    if not len(images) or len(images) != len(targets):
-        raise InputError(f"There are {len(images)} images and {len(targets)} targets.")
-    if prepare is None and not images.is_floating_point():
-        raise InputError(f"Images of type {images.dtype} need a normaliser (prepare).")
-    shape, dtype = list(targets.shape), targets.dtype
-    if spec.loss == "ce" and (targets.dim() != 1 or dtype != torch.int64):
-        raise InputError(f"Loss 'ce' takes class numbers int64 [N], not {dtype} {shape}.")
-    if spec.loss == "soft_ce" and (targets.dim() != 2 or not targets.is_floating_point()):
-        raise InputError(f"Loss 'soft_ce' takes probabilities [N, K], not {dtype} {shape}.")
-
-
-def _check_last(
-    net: FlatNet, theta: Tensor, images: Pixels, spec: TrainSpec, prepare: Prepare | None
-) -> None:
-    """Refuse a last batch of one image where batch norm (of 1x1 maps) cannot train on it."""
-    net.train()
-    if not spec.balanced and len(images) % spec.batch == 1:
-        told = f"{len(images)} images in batches of {spec.batch} leave a batch of one"
-        _check_one(net, theta, images, prepare, told)
-
-
-def _check_one(
-    net: FlatNet, theta: Tensor, images: Pixels, prepare: Prepare | None, told: str
-) -> None:
-    """Refuse a network that cannot train on one image."""
-    if net.separable:
-        return
-    try:
-        with net.keeping_statistics(), keys.forked(0, "last batch"), torch.no_grad():
-            net(theta, as_input(images[:1].to(theta.device), theta, prepare))
-    except ValueError as error:
-        raise InputError(
-            f"{told}, of which batch norm can take no statistics in this network; choose another "
-            "batch or number of images."
-        ) from error

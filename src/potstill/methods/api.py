@@ -13,7 +13,7 @@ from potstill.artefact import DistilledSet
 from potstill.core.compute import Compute
 from potstill.core.errors import InputError
 from potstill.core.registry import Registry
-from potstill.core.spec import record
+from potstill.core.spec import later, record
 from potstill.core.store import Store
 from potstill.data import DataSet, Space
 from potstill.engine import Ranks, Tasks
@@ -65,6 +65,8 @@ class Plan:
     """Bytes that one pass of images through the network may keep."""
     prefix: Literal["float32", "bfloat16"] | None = None
     """Precision of plain student steps before differentiated ones; None: that of `window`."""
+    ranks: int = later(1)
+    """Processes of torchrun that share each batch of a teacher's training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +127,8 @@ class Cost:
     """Outer steps."""
     shares: int = 1
     """Tasks of an outer step that processes can share."""
+    batch: int = 0
+    """Where they share a teacher's training instead: the images of one of its steps."""
     window_images: int = 0
     """Images, with repetition, in all differentiated student steps together."""
     window_steps: int = 0

@@ -13,8 +13,10 @@ from potstill.artefact import (
     DistilledSet,
     Hard,
     Identity,
+    LabelStore,
     Provenance,
     Soft,
+    Targets,
 )
 from potstill.core.spec import canonical
 from potstill.core.version import __version__
@@ -28,20 +30,19 @@ def distilled(
     method: Any,
     *,
     images: Tensor,
-    targets: Tensor,
+    targets: Tensor | LabelStore,
     recipe: TrainSpec,
     rows: tuple[int, ...] = (),
     decode: Decoder | None = None,
 ) -> DistilledSet:
-    """Return a set of these images of all blocks; floating targets are soft labels.
+    """Return a set of these images of all blocks, floating or pixels; floats are soft labels.
 
     Images with soft labels keep the class of their place. The tensors are copied to the CPU.
     `rows` are those of real images in the training part.
     """
-    targets = targets.cpu().clone()
     return DistilledSet(
         images=images.cpu().clone(),
-        targets=Soft(targets, labels_of(ctx)) if targets.is_floating_point() else Hard(targets),
+        targets=_targets(ctx, targets),
         space=ctx.space,
         recipe=recipe,
         net=ctx.net_spec,
@@ -51,6 +52,13 @@ def distilled(
         ref=ctx.data.ref,
         origin=origin_of(ctx, method, rows),
     )
+
+
+def _targets(ctx: Context, targets: Tensor | LabelStore) -> Targets:
+    if isinstance(targets, LabelStore):
+        return targets
+    targets = targets.cpu().clone()
+    return Soft(targets, labels_of(ctx)) if targets.is_floating_point() else Hard(targets)
 
 
 def blocks_of(ctx: Context) -> tuple[Block, ...]:

@@ -53,6 +53,11 @@ class Inner:
     def __post_init__(self) -> None:
         above_zero(self, "lr", prefix="inner.")
         at_least(1, self, "classes", "images", prefix="inner.")
+        if isinstance(self.optimizer, Adam) and self.optimizer.decays == "weights":
+            raise InputError(
+                "inner.optimizer.decays 'weights' is only for plain trainings; students whose "
+                "steps are differentiated take 'all'."
+            )
         if self.window_eps is not None:
             if not isinstance(self.optimizer, Adam):
                 raise InputError(f"inner.window_eps ({self.window_eps!r}) says nothing to SGD.")

@@ -3,14 +3,12 @@
     teachers:   trained on the real images (squeeze), or there already
     patches:    RDED's images, where recovery begins with them
     recovered:  images of some classes a task, from noise, real images or patches
+    labels:     the teacher's labels of views, an epoch a task, if asked for
     loop:       the teacher looks at the finished images, and gives them soft labels if asked for
 
 Sources: SRe2L, Yin, Xing and Shen, Squeeze, Recover and Relabel, NeurIPS 2023 (arXiv 2306.13092);
 CDA, Yin and Shen, Dataset Distillation via Curriculum Data Synthesis in Large Data Era, TMLR 2024
 (arXiv 2311.18838).
-
-Differs: the published way to train on the images, a label of each augmented view, is not here yet;
-    an image has one label, its class or a soft one.
 """
 
 from __future__ import annotations
@@ -25,11 +23,19 @@ from typing import Literal, Self
 from torch import Tensor
 
 from potstill.core.errors import InputError, unknown
-from potstill.core.spec import record
+from potstill.core.spec import later, record
 from potstill.core.store import Store, default_cache
 from potstill.methods.api import METHODS, Context, Cost, Done, Phase
 from potstill.methods.chosen import Use
-from potstill.methods.taught import begin, check_temperature, export, look, loop
+from potstill.methods.labelled import (
+    ViewLabels,
+    check_labels,
+    check_room,
+    label_bytes,
+    label_work,
+    last_phase,
+)
+from potstill.methods.taught import begin, check_temperature, export, look, loop, scaled_training
 from potstill.methods.tutors import (
     Patches,
     check_patches,
@@ -39,7 +45,17 @@ from potstill.methods.tutors import (
     teacher_work,
     teachers_of,
 )
-from potstill.recover import CDA_TINY, SRE2L_TINY, Recovery, Unit, gather, recover_tasks, units_of
+from potstill.recover import (
+    CDA_TINY,
+    KIND,
+    SRE2L_TINY,
+    Recovery,
+    Unit,
+    gathered,
+    recover_tasks,
+    side_by_side,
+    units_of,
+)
 from potstill.teachers import TeacherPlan
 
 
@@ -64,8 +80,10 @@ class Recovering:
     temperature: float | None = None
     """None: labels are classes; else each image has one soft label, the teacher's at this
     temperature (published for labels of views: 20)."""
+    labels: ViewLabels = later(ViewLabels())
+    """Labels of augmented views, by which the published results were made."""
     use: Use = Use()
-    """How networks are trained on the images."""
+    """How networks are trained on the images, without labels of views."""
 
     def __post_init__(self) -> None:
         for name in ("batch", "together"):
@@ -78,12 +96,17 @@ class Recovering:
                 f"patches are for the start 'patches', not for {self.recovery.start!r}."
             )
         check_temperature(self)
+        check_labels(self)
 
     def units(self, ctx: Context) -> tuple[Unit, ...]:
         """Return the units of a run."""
         return units_of(
             ctx.data.n_classes, ctx.ipc, batch=self.batch, order=self.order, seed=ctx.seed
         )
+
+    def parts(self, ctx: Context) -> tuple[str, int]:
+        """Return the phase whose tasks can be done in parts by hand, and how many they are."""
+        return KIND, len(side_by_side(self.units(ctx), self.together))
 
     def check(self, ctx: Context) -> None:
         """Refuse what no teacher, or no patches, can be had for."""
@@ -99,10 +122,12 @@ class Recovering:
         if self.recovery.start == "patches":
             check_patches(self.patches, ctx)
         check_teachers(self.teacher, ctx)
+        check_room(self, ctx)
 
     def cost(self, ctx: Context) -> Cost:
         """Return the work of teachers, patches and units, and their bytes on disk."""
         images, steps, disk, advice = teacher_work(self.teacher, ctx)
+        views, told = label_work(self, ctx)
         units, made = self.units(ctx), ctx.ipc * ctx.data.n_classes
         count, patched = self.recovery.iterations, self.recovery.start == "patches"
         area = ctx.data.channels * ctx.data.size[0] * ctx.data.size[1]
@@ -111,13 +136,15 @@ class Recovering:
         return Cost(
             graph_bytes=0,
             adjoint_bytes=0,
-            disk_bytes=disk + self._bytes(ctx) + patched * made * area,
+            disk_bytes=disk + self._bytes(ctx) + patched * made * area + label_bytes(self, ctx),
             steps=ctx.data.n_classes,
-            task_images=images + len(self.teacher.nets) * made * count + looked // 3,
+            batch=self.teacher.batch,
+            task_images=images + len(self.teacher.nets) * made * count + looked // 3 + views,
             task_steps=steps + count * -(-len(units) // self.together),
             notes=(
                 f"recovery: {made:,} images in {len(units):,} unit{'s'[: len(units) != 1]} of up "
                 f"to {largest}, {count:,} steps each",
+                *told,
                 *advice,
             ),
         )
@@ -136,7 +163,7 @@ class Recovering:
         if start == "patches" and "patches" not in done:
             return patch_phase(self.patches, ctx, done)
         if "recovered" in done:
-            return loop(ctx)
+            return last_phase(self, ctx, done, loop(ctx))
         teachers, store = teachers_of(ctx, done), ctx.store or Store(default_cache())
         tasks = recover_tasks(
             tuple(teachers),
@@ -160,7 +187,8 @@ class Recovering:
 
     def pixels(self, ctx: Context) -> Tensor:
         """Return the recovered images, uint8, class by class."""
-        return _gathered(tuple(ctx.done["recovered"]), ctx.data.n_classes, ctx.ipc)
+        store = ctx.store or Store(default_cache())
+        return _gathered(store, tuple(ctx.done["recovered"]), ctx.data.n_classes, ctx.ipc)
 
     def scaled(self, scale: Literal["smoke", "cpu"]) -> Self:
         """Return the method with at most the counts of the scale; nothing else changes."""
@@ -173,16 +201,16 @@ class Recovering:
             teacher=self.teacher.scaled(scale),
             recovery=dataclasses.replace(self.recovery, iterations=steps, snapshots=snapshots),
             patches=self.patches.scaled(scale) if patched else self.patches,
-            use=dataclasses.replace(self.use, epochs=min(self.use.epochs, 10 if smoke else 300)),
+            **scaled_training(self, scale),
         )
 
     init, step, export = begin, look, export
 
 
 @lru_cache(maxsize=1)
-def _gathered(folders: Sequence[Path], classes: int, ipc: int) -> Tensor:
-    """Return the images of finished units; kept in the process."""
-    return gather(folders, classes, ipc)[0]
+def _gathered(store: Store, folders: Sequence[Path], classes: int, ipc: int) -> Tensor:
+    """Return the images of finished units; the last ones are kept at hand."""
+    return gathered(store, folders, classes, ipc)
 
 
 @METHODS.add("sre2l")

@@ -134,7 +134,7 @@ def frozen(union: DistilledSet) -> tuple[SynthBlock, ...]:
         SynthBlock(
             ipc=(block.stop - block.start) // classes,
             lr_scale=0,
-            images=union.images[block.start : block.stop],
+            images=union.inputs[block.start : block.stop],
             labels=union.targets.values[block.start : block.stop] if soft else None,
         )
         for block in union.blocks

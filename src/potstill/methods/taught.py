@@ -9,7 +9,7 @@ import dataclasses
 import math
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol, TypedDict
+from typing import Any, Literal, Protocol, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from potstill.artefact import DistilledSet
 from potstill.core.errors import InputError
-from potstill.functional import TrainSpec
 from potstill.methods.api import Context, Loop, Metrics
 from potstill.methods.chosen import Use
 from potstill.methods.export import distilled
+from potstill.methods.labelled import ViewLabels, scaled_use, stored_labels
 from potstill.methods.start import labels_of
 from potstill.methods.tutors import teachers_of
 from potstill.teachers import Teacher, TeacherPlan, open_teacher, teacher_facts
@@ -51,6 +51,11 @@ class Taught(Protocol):
         ...
 
     @property
+    def labels(self) -> ViewLabels:
+        """Return labels of views, if any."""
+        ...
+
+    @property
     def use(self) -> Use:
         """How networks are trained on the images."""
         ...
@@ -65,6 +70,13 @@ def check_temperature(method: Taught) -> None:
     value = method.temperature
     if value is not None and not 0 < value < math.inf:
         raise InputError(f"temperature must be above 0, not {value}.")
+
+
+def scaled_training(method: Taught, scale: Literal["smoke", "cpu"]) -> dict[str, Any]:
+    """Return the settings of labels and training with at most the counts of a scale."""
+    if method.labels.epochs:
+        return {"labels": method.labels.scaled(scale)}
+    return {"use": scaled_use(method.use, scale)}
 
 
 def loop(ctx: Context) -> Loop:
@@ -126,7 +138,9 @@ def _opened(teacher: Teacher, folder: Path, device: torch.device) -> nn.Module:
 
 
 def export(method: Taught, ctx: Context, state: Seen) -> DistilledSet:
-    """Return the images with hard labels, or one soft label each; its parents are the teachers.
+    """Return the images with hard labels, one soft label each, or labels of their views.
+
+    Its parents are the teachers.
 
     Raises:
         InputError: before the last class is done.
@@ -134,14 +148,12 @@ def export(method: Taught, ctx: Context, state: Seen) -> DistilledSet:
     labels = labels_of(ctx)
     if len(state["entropy"]) < len(labels):
         raise InputError("A set of a teacher's images is whole after its last class.")
-    recipe: TrainSpec = method.use.recipe
-    soft = method.temperature is not None
-    s = distilled(
-        ctx,
-        method,
-        images=ctx.space.forward(method.pixels(ctx)),
-        targets=state["labels"] if soft else labels,
-        recipe=dataclasses.replace(recipe, loss="soft_ce") if soft else recipe,
-    )
+    recipe, targets = method.use.recipe, labels
+    if method.labels.epochs:
+        recipe, targets = method.labels.recipe, stored_labels(method, ctx)
+    elif method.temperature is not None:
+        recipe, targets = dataclasses.replace(recipe, loss="soft_ce"), state["labels"]
+    pixels = method.pixels(ctx)
+    s = distilled(ctx, method, images=pixels, targets=targets, recipe=recipe)
     parents = tuple(f"teacher {t.digest}" for t in teachers_of(ctx, ctx.done))
     return dataclasses.replace(s, origin=dataclasses.replace(s.origin, parents=parents))

@@ -49,8 +49,9 @@ class Patches:
                 raise InputError(f"patches.{name} must be at least 1, not {value}.")
 
     def scaled(self, scale: Literal["smoke", "cpu"]) -> Patches:
-        """Return the same with at most as many images as a scale has."""
-        return dataclasses.replace(self, images=min(self.images, 20 if scale == "smoke" else 300))
+        """Return the same with at most as many images as a scale has: enough for 10 of a class."""
+        most = max(20, 10 * self.factor**2) if scale == "smoke" else 1000
+        return dataclasses.replace(self, images=min(self.images, most))
 
 
 def space_of(ctx: Context) -> MeanStd:
@@ -80,6 +81,7 @@ def teacher_phase(plan: TeacherPlan, ctx: Context) -> Tasks:
         ctx.net_spec,
         seed=ctx.seed,
         compute=ctx.plan.tasks,
+        ranks=ctx.plan.ranks,
     )
 
 

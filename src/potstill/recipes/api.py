@@ -9,7 +9,7 @@ from typing import Literal
 
 from potstill.core.errors import InputError
 from potstill.core.registry import Registry
-from potstill.nets import narrowed
+from potstill.nets import NetSpec, narrowed
 from potstill.run import Run
 
 SCALES = ("smoke", "cpu", "full")
@@ -27,11 +27,18 @@ class Published:
     verified: bool = True
     """Whether the number is one that the authors published, as far as is known; else no run is said
     to meet it."""
+    nets: tuple[tuple[str, float], ...] = ()
+    """Accuracies of other networks trained on the same set."""
+    protocol: str = "strict"
+    """By which the number, or one that is the same here, was found."""
+    regime: str | None = None
+    """Labels that networks learned; None: those of the set."""
 
     def __str__(self) -> str:
         """Return the number with its std, if one is known, and its source."""
         spread = "" if self.std is None else f" ± {self.std}"
-        return f"{self.accuracy}{spread} % ({self.source})"
+        others = "".join(f", {net} {accuracy}" for net, accuracy in self.nets)
+        return f"{self.accuracy}{spread} %{others} ({self.source})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +52,8 @@ class Recipe:
     shape: tuple[int, int, int]
     """Channels, height and width of its images."""
     classes: int
-    published: Published
+    published: Published | None
+    """None: no number is known."""
     differs: tuple[str, ...] = ()
     """Where this version departs from the published setting so far that no run is said to meet or
     miss the number."""
@@ -53,6 +61,8 @@ class Recipe:
     """Where it departs in what hardly moves the number: shown, and no reason against a verdict."""
     settings: Literal["published", "inferred"] = "published"
     """inferred: there is no public command; the settings are those of the nearest one."""
+    cost: str = ""
+    """What the authors say that it costs."""
 
 
 RECIPES: Registry[Recipe] = Registry("recipe")
@@ -62,8 +72,9 @@ def from_recipe(name: str, *, data: str | None, scale: str = "full") -> Run:
     """Return the run of a recipe at a scale.
 
     `cpu` and `smoke` change counts only: experts, epochs, iterations, images, width, networks.
-    `smoke` needs no data: it takes a bundled stand-in of the recipe's channels, at most 32 px and
-    10 classes.
+    `smoke` makes at most 10 images a class and needs no data: it takes a bundled stand-in of the
+    recipe's channels, at most 32 px and 10 classes. No weights are published for that, so the
+    teacher is trained; a network from outside, which has no width, is a narrow ResNet-18 there.
 
     Raises:
         InputError: for an unknown recipe or scale, or if the recipe's data are not given.
@@ -77,7 +88,10 @@ def from_recipe(name: str, *, data: str | None, scale: str = "full") -> Run:
             )
         channels, height, _ = recipe.shape
         data = f"standin:{channels}x{min(height, 32)}x{min(recipe.classes, 10)}"
-    return scaled(recipe.make(data), scale)
+    run = recipe.make(data)
+    if scale == "smoke":
+        run = dataclasses.replace(run, ipc=min(run.ipc, 10))
+    return scaled(run, scale)
 
 
 def scaled(run: Run, scale: str) -> Run:
@@ -90,12 +104,17 @@ def scaled(run: Run, scale: str) -> Run:
     smoke = scale == "smoke"
     base = getattr(method, "base", method)
     steps = getattr(base, "iterations", 1)  # coresets choose at once
-    cells = getattr(base, "factor", 1) ** 2  # real images that one stored image begins with
+    patches = getattr(base, "patches", None)
+    factor = getattr(base, "factor", 1) if patches is None else patches.factor
+    cells = factor**2  # real images that one stored image begins with
     standin = smoke and run.data.startswith("standin:")
+    net = NetSpec(name="resnet18-tiny") if standin and ":" in run.net.name else run.net
+    if standin and hasattr(method, "teacher"):
+        method = dataclasses.replace(method, teacher=method.teacher.anew())
     return dataclasses.replace(
         run,
         method=method,
-        net=narrowed(run.net, (8 if smoke else 32) / 128),
+        net=narrowed(net, (8 if smoke else 32) / 128),
         resize=None if standin else run.resize,
         fit="crop" if standin else run.fit,
         classes=None if standin else run.classes,

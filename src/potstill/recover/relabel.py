@@ -1,4 +1,4 @@
-"""Relabel: a teacher labels the views of an epoch, one task and one shard an epoch.
+"""Relabel: teachers label the views of an epoch, one task and one shard an epoch.
 
 Source: SRe2L, Yin, Xing and Shen, NeurIPS 2023 (arXiv 2306.13092), section 3.3.
 """
@@ -6,27 +6,33 @@ Source: SRe2L, Yin, Xing and Shen, NeurIPS 2023 (arXiv 2306.13092), section 3.3.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from potstill.artefact.labels import LabelPlan, epoch_of, views
-from potstill.artefact.quantise import packed, unpacked
+from potstill.artefact import LabelPlan, write_labels
+from potstill.artefact.labels import epoch_of, views
 from potstill.core.compute import Compute
 from potstill.core.errors import InputError
 from potstill.core.files import write_json
 from potstill.core.spec import record
-from potstill.core.state import load_tree, save_tree
-from potstill.data import MeanStd
+from potstill.core.state import tensor_digest
+from potstill.core.store import Store
+from potstill.data import Space, SpaceSpec, open_space
 from potstill.engine import Tasks
-from potstill.functional.losses import casting
-from potstill.recover.gather import open_images
+from potstill.functional import predict
+from potstill.functional.advance import Prepare, Teach
+from potstill.nets import FlatNet
+from potstill.recover.gather import IMAGES, keep_images, open_images
 from potstill.teachers import Teacher, open_teacher
 
 KIND = "labels"
-_FILE = "labels.safetensors"
+"""Where finished labels lie in the store."""
+FILE = "labels.safetensors"
 
 
 @record
@@ -36,7 +42,10 @@ class RelabelSpec:
 
     images: str
     """Hash of the images (`keep_images`)."""
-    teacher: Teacher
+    teachers: tuple[Teacher, ...]
+    """Whose logits; of several the mean."""
+    space: SpaceSpec
+    """Normaliser of the images as networks are trained on them; views are made in its space."""
     plan: LabelPlan
     epoch: int
     compute: Compute
@@ -44,6 +53,8 @@ class RelabelSpec:
     """Raised when the code changes what the labels become, so that old ones are not reused."""
 
     def __post_init__(self) -> None:
+        if not self.teachers:
+            raise InputError("Labels need a teacher.")
         if not 0 <= self.epoch < self.plan.epochs:
             raise InputError(
                 f"The plan has labels of epochs 0 to {self.plan.epochs - 1}, not {self.epoch}."
@@ -51,49 +62,116 @@ class RelabelSpec:
 
 
 def relabel_tasks(
-    images: str, folder: Path, teacher: Teacher, where: Path, plan: LabelPlan, *, compute: Compute
+    images: str,
+    folder: Path,
+    teachers: Mapping[Teacher, Path],
+    plan: LabelPlan,
+    *,
+    space: SpaceSpec,
+    compute: Compute,
 ) -> Tasks:
-    """Return one task an epoch for the images in `folder` and the teacher in `where`."""
+    """Return one task an epoch for the images in `folder` and teachers with their folders."""
     specs = tuple(
-        RelabelSpec(images=images, teacher=teacher, plan=plan, epoch=e, compute=compute)
+        RelabelSpec(
+            images=images,
+            teachers=tuple(teachers),
+            space=space,
+            plan=plan,
+            epoch=e,
+            compute=compute,
+        )
         for e in range(plan.epochs)
     )
-    context = {images: str(folder), teacher.digest: str(where)}
+    context = {teacher.digest: str(where) for teacher, where in teachers.items()}
+    context[images] = str(folder)
     return Tasks(kind=KIND, fn=relabel, specs=specs, context=context, label="labels")
+
+
+def kept_images(store: Store, images: Tensor, labels: Tensor) -> tuple[str, Path]:
+    """Return hash and folder of uint8 images in the store, into which they are put if need be."""
+    digest = tensor_digest({"images": images, "labels": labels})
+
+    def keep(folder: Path) -> None:
+        keep_images(folder, images, labels)
+
+    return digest, store.put(IMAGES, {"images": digest}, keep)
 
 
 def relabel(spec: RelabelSpec, context: dict[str, str], folder: Path) -> None:
     """Label the views of an epoch and write the logits, packed, by the row of their image.
 
     Raises:
-        InputError: if the images or the teacher are others, or do not fit each other.
+        InputError: if the images or a teacher are others, or do not fit each other.
     """
-    teacher, compute = spec.teacher, spec.compute
+    compute, space = spec.compute, open_space(spec.space)
     images, _ = open_images(spec.images, Path(context[spec.images]))
-    if tuple(images.shape[1:]) != teacher.shape:
-        raise InputError(
-            f"The teacher is for images {teacher.shape}, not {tuple(images.shape[1:])}."
-        )
-    module = open_teacher(teacher, Path(context[teacher.digest])).to(compute.device)
     clock, cpu = time.perf_counter(), time.process_time()
-    logits = view_logits(module, teacher.space, images, spec.plan, spec.epoch, compute=compute)
-    save_tree(folder / _FILE, packed(logits, spec.plan.codes))
+    for teacher in spec.teachers:
+        if tuple(images.shape[1:]) != teacher.shape:
+            raise InputError(
+                f"The teacher is for images {teacher.shape}, not {tuple(images.shape[1:])}."
+            )
+    asked = [
+        _asked(teacher, context[teacher.digest], spec.space, compute, spec.plan.batch)
+        for teacher in spec.teachers
+    ]
+    logits = view_logits(asked, space, images, spec.plan, spec.epoch, compute=compute)
+    write_labels(folder / FILE, logits, spec.plan)
     facts = {"seconds": time.perf_counter() - clock, "cpu_seconds": time.process_time() - cpu}
     write_json(folder / "labels.json", facts)
 
 
+@lru_cache(maxsize=4)
+def _asked(teacher: Teacher, folder: str, space: SpaceSpec, compute: Compute, batch: int) -> Teach:
+    """Return a teacher's `asking`, kept for the next epoch with what is compiled of it."""
+    module = open_teacher(teacher, Path(folder))
+    return asking(module, teacher.space, space, compute, batch=batch)
+
+
+def asking(
+    module: nn.Module, own: SpaceSpec, space: SpaceSpec, compute: Compute, *, batch: int
+) -> Teach:
+    """Return the logits of a network as a function of images in the space of a normaliser.
+
+    It is computed in evaluation mode, as `compute` says; parts from elsewhere are not compiled.
+
+    Args:
+        module: the network.
+        own: the normaliser of the images that it takes.
+        space: that of the images that are asked about.
+        compute: how.
+        batch: images that are asked about at once; on a CPU they go through in equal parts of at
+            most 64, which is what compiled code is for.
+    """
+    net, device = FlatNet(module), torch.device(compute.device)
+    return partial(
+        predict,
+        net,
+        net.theta0.to(device),
+        batch=batch if device.type == "cuda" else -(-batch // -(-batch // 64)),
+        prepare=between(space, own),
+        compute=replace(compute, compiled=compute.compiled and net.known),
+    )
+
+
+def between(one: SpaceSpec, other: SpaceSpec) -> Prepare:
+    """Return how images normalised in one way become normalised in another."""
+    back, forward = open_space(one).inverse, open_space(other).forward
+    return lambda x: x if one == other else forward(back(x))
+
+
 def view_logits(
-    module: nn.Module,
-    space: MeanStd,
+    teachers: Sequence[Teach],
+    space: Space,
     images: Tensor,
     plan: LabelPlan,
     epoch: int,
     *,
     compute: Compute,
 ) -> Tensor:
-    """Return what a teacher says of the views of uint8 images in an epoch: float32 [N, K], by row.
+    """Return the teachers' mean logits of the views of uint8 images in an epoch: [N, K], by row.
 
-    They go through in batches of the plan, in the order of training.
+    In float32. They go through in batches of the plan, in the order of training.
     """
     device, count = torch.device(compute.device), len(images)
     made = epoch_of(plan, epoch, count, (images.shape[1], images.shape[2], images.shape[3]))
@@ -101,22 +179,9 @@ def view_logits(
     with torch.no_grad():
         for rows in made.order.split(plan.batch):
             x = views(plan, made, rows, lambda some: space.forward(images[some].to(device)))
-            with casting(device, compute.precision):
-                logits = module(x).float().cpu()
+            logits = torch.stack([ask(x) for ask in teachers]).mean(0).cpu()
             if found is None:
                 found = torch.empty(count, logits.shape[1])
             found[rows] = logits
     assert found is not None
     return found
-
-
-def read_labels(folder: Path, plan: LabelPlan, classes: int, rows: Tensor | None = None) -> Tensor:
-    """Return the logits of an epoch from its folder: float32 [N, K], or of some rows.
-
-    Raises:
-        InputError: if the file is missing, truncated or altered, or of other classes.
-    """
-    parts: dict[str, Tensor] = load_tree(folder / _FILE)
-    if rows is not None:
-        parts = {name: part[rows] for name, part in parts.items()}
-    return unpacked(parts, plan.codes, classes)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from potstill.core.compute import Compute
 from potstill.core.errors import InputError
 from potstill.core.files import write_json
 from potstill.core.spec import record
-from potstill.core.state import load_tree, save_tree
+from potstill.core.state import load_tree, map_tree, save_tree
 from potstill.core.store import Store
 from potstill.coresets.patch_tasks import KIND as PATCHES
 from potstill.coresets.patch_tasks import PatchSpec
@@ -27,8 +28,11 @@ from potstill.recover.loop import recovered
 from potstill.recover.picture import draw
 from potstill.recover.settings import Recovery
 from potstill.recover.start import noise, patched, real
-from potstill.recover.units import Unit
+from potstill.recover.units import Unit, side_by_side
 from potstill.teachers import Teacher, check_teacher, open_teacher
+
+if TYPE_CHECKING:
+    import numpy as np
 
 KIND = "recovered"
 _FILE = "images.safetensors"
@@ -115,20 +119,11 @@ def recover_tasks(
     Raises:
         InputError: as `RecoverSpec`, or for a `together` below 1.
     """
-    if together < 1:
-        raise InputError(f"At least 1 unit is recovered at a time, not {together}.")
-    sizes = sorted({len(unit) for unit in units}, reverse=True)
-    groups = [
-        same[k : k + together]
-        for size in sizes
-        for same in [[unit for unit in units if len(unit) == size]]
-        for k in range(0, len(same), together)
-    ]
     specs = tuple(
         RecoverSpec(
             teachers=tuple(teachers),
             recovery=recovery,
-            units=tuple(group),
+            units=group,
             seed=seed,
             compute=compute,
             data=data,
@@ -136,7 +131,7 @@ def recover_tasks(
                 p for p in patches if any(set(p.classes) & set(u.classes) for u in group)
             ),
         )
-        for group in groups
+        for group in side_by_side(units, together)
     )
     context = {digest: str(folder) for digest, folder in folders.items()}
     context["store"] = str(store.root)
@@ -185,6 +180,15 @@ def recover_unit(spec: RecoverSpec, context: dict[str, str], folder: Path) -> No
         "cpu_seconds": time.process_time() - cpu,
     }
     write_json(folder / "unit.json", facts)
+
+
+def map_unit(folder: Path) -> dict[str, np.ndarray]:
+    """Return what `read_unit` does as arrays that stay in their file, whose bytes are not checked.
+
+    Raises:
+        InputError: if the file is missing or truncated.
+    """
+    return map_tree(folder / _FILE)
 
 
 def read_unit(folder: Path) -> dict[str, Tensor]:

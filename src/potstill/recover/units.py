@@ -5,6 +5,7 @@ Class order and size of a unit are part of the algorithm: they decide what a bat
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -84,3 +85,18 @@ def units_of(
         for k in range(0, ipc, each)
         for c in range(0, classes, batch)
     )
+
+
+def side_by_side(units: Sequence[Unit], together: int) -> list[tuple[Unit, ...]]:
+    """Return units in groups of `together`, each of units of equal size, the largest first.
+
+    Raises:
+        InputError: for a `together` below 1.
+    """
+    if together < 1:
+        raise InputError(f"At least 1 unit is recovered at a time, not {together}.")
+    sizes = sorted({len(unit) for unit in units}, reverse=True)
+    by_size = [[unit for unit in units if len(unit) == size] for size in sizes]
+    return [
+        tuple(same[k : k + together]) for same in by_size for k in range(0, len(same), together)
+    ]

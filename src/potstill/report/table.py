@@ -105,7 +105,9 @@ def _cells(row: Row) -> tuple[str, ...]:
         ends = max(0.0, row.mean - row.ci95), min(1.0, row.mean + row.ci95)
         low, high = (f"{100 * end:.2f}" for end in ends)
     interval = f"{low} to {high}" if low else "-"
-    size, step = _size(sum(row.nbytes.values())), f"{row.lr:.4g}"
+    parts = [f"{k} {_size(row.nbytes[k])}" for k in ("labels", "teacher") if k in row.nbytes]
+    size = _size(sum(row.nbytes.values())) + (f" ({', '.join(parts)})" if parts else "")
+    step = f"{row.lr:.4g}"
     measured = (_accuracy(row), interval, str(row.n), step, size)
     return (row.name, row.net, row.regime, *measured, row.note)
 

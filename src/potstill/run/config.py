@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from potstill.core.compute import Wish, default_memory
-from potstill.core.errors import InputError, unknown
+from potstill.core.errors import InputError
 from potstill.core.spec import record
 from potstill.core.store import Store, default_cache
 from potstill.core.usage import bytes_in
 from potstill.data import DataSet, Reading, open_data
-from potstill.engine import ENGINES
+from potstill.engine import check_engine
 from potstill.nets import NetSpec, fitting
 
 
@@ -116,23 +116,20 @@ class Where:
     """
 
     engine: str = "inline"
-    """inline, or processes for several tasks side by side."""
+    """inline; processes or ray for several tasks side by side; ray@ADDRESS joins a cluster."""
     workers: int = 1
-    """Worker processes."""
+    """Tasks side by side, at most."""
     store: Path | None = None
     """Folder of experts and evaluations; in the user's cache by default."""
+    units: tuple[int, int] | None = None
+    """Recover only units a to b - 1 of (a, b), then raise `PartDone`; None: all."""
     checkpoint_seconds: float = 30.0
     """Seconds of outer steps between two checkpoints; what a killed run loses at most."""
 
     def __post_init__(self) -> None:
-        if self.engine not in ENGINES:
-            raise unknown("engine", self.engine, ENGINES)
+        check_engine(self.engine, self.workers)
         if self.store is not None and self.store.exists() and not self.store.is_dir():
             raise InputError(f"The store {self.store} is a file; name a folder.")
-        if self.workers < 1:
-            raise InputError(f"workers must be at least 1, not {self.workers}.")
-        if self.engine == "inline" and self.workers > 1:
-            raise InputError(f"{self.workers} workers need the engine 'processes'.")
 
     def open_store(self) -> Store:
         """Return the store."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from potstill.core.state import load_tree, save_tree
 from potstill.core.store import Store
 from potstill.core.threads import using_threads
 from potstill.data import DataSet, keep_space
-from potstill.engine import Tasks, joined, run_tasks
+from potstill.engine import Tasks, joined, run_tasks, run_together
 from potstill.experts import Ahead, Conditioned, Paths, Trajectories
 from potstill.methods.api import Context, Loop
 from potstill.run.config import Run, Where
@@ -29,6 +31,7 @@ from potstill.run.folder import (
     recorded_data,
     resume_line,
 )
+from potstill.run.parts import part_done, part_of
 from potstill.run.plan import plan_line
 from potstill.run.select import better, exported
 from potstill.run.shared import begun, follow
@@ -52,6 +55,7 @@ def distil(
         InputError: for bad settings or data, a folder that holds another run, or one in use.
         WorkError: if the work failed.
         Interrupted: after Ctrl-C or SIGTERM; the run can be resumed.
+        PartDone: when the units that `where` names are finished.
     """
     where, report = where or Where(), report or Quiet()
     ready = begun(run, out, data, where)
@@ -59,7 +63,7 @@ def distil(
         return ready
     run, ctx, cost, plan = ready
     if ctx.ranks.rank:
-        return follow(run, ctx, out)
+        return follow(run, ctx, out, where.open_store())
     data, config = ctx.data, config_of(run, ctx, ctx.data)
     with locked(out), using_threads(ctx.plan.window.threads), stoppable(resume_line(out)) as stop:
         if plan != plan_of(run, out, data):
@@ -102,14 +106,16 @@ def _phases(
     result: DistilledSet | None = None
     while (phase := run.method.phases(ctx, done)) is not None:
         if isinstance(phase, Tasks):
-            with report.phase(phase.label, len(phase.specs)) as advance:
-                run_tasks(
-                    phase,
-                    store,
-                    engine=where.engine,
-                    workers=where.workers,
-                    on_done=lambda done, total, advance=advance: advance(done),
-                )
+            part = part_of(run, ctx, phase, where.units)
+            with report.phase(phase.label, len(part.specs)) as advance:
+                tick = partial(_tick, advance)
+                if phase.together:
+                    run_together(phase, store, ctx.ranks, on_done=tick)
+                else:
+                    run_tasks(part, store, engine=where.engine, workers=where.workers, on_done=tick)
+            if where.units is not None and part is not phase:
+                spent.save()
+                raise part_done(where.units, len(phase.specs))
             done[phase.phase] = [store.verify(phase.kind, spec) for spec in phase.specs]
             ctx.ranks.first(lambda phase=phase: done[phase.phase])
             spent.save()
@@ -133,6 +139,10 @@ def _phases(
             done[phase.stage or "loop"] = [kept]
     assert result is not None
     return result
+
+
+def _tick(advance: Callable[[int], None], done: int, total: int) -> None:
+    advance(done)
 
 
 def _signed(run: Run, s: DistilledSet, spent: Spent) -> DistilledSet:

@@ -9,12 +9,14 @@ from typing import Any
 
 from potstill.artefact import DistilledSet, load
 from potstill.core.errors import InputError
+from potstill.core.store import Store
 from potstill.core.threads import using_threads
 from potstill.data import DataSet
-from potstill.engine import Tasks, joined, take_gpu
+from potstill.engine import Tasks, joined, run_together, take_gpu
 from potstill.methods.api import Context, Cost, Plan, name_of
 from potstill.run.config import Run, Where, open_run_data, resolved
 from potstill.run.folder import check_machine, made, occupied, plan_of, resume_line
+from potstill.run.parts import check_part
 from potstill.run.plan import preflight
 from potstill.run.stop import stoppable
 
@@ -35,8 +37,11 @@ def begun(run: Run, out: Path, data: DataSet | None, where: Where) -> DistilledS
     if isinstance(ready, DistilledSet):
         return ready
     run, ctx, cost, plan = ready
+    if plan is None and cost.batch:
+        ctx = dataclasses.replace(ctx, plan=dataclasses.replace(ctx.plan, ranks=ranks.world))
     ctx = dataclasses.replace(ctx, plan=ranks.first(lambda: ctx.plan), ranks=ranks)
     ranks.in_turn(lambda: _check_here(run, ctx, cost, out))
+    check_part(run, ctx, where.units)
     return run, ctx, cost, plan
 
 
@@ -57,9 +62,13 @@ def _ready(run: Run, out: Path, data: DataSet | None, where: Where) -> Distilled
 
 def _check_here(run: Run, ctx: Context, cost: Cost, out: Path) -> None:
     """Refuse processes that do not divide the tasks, and a machine that cannot follow the plan."""
-    world, tasks = ctx.ranks.world, cost.shares
-    if tasks % world:
-        name = name_of(run.method)
+    world, tasks, name = ctx.ranks.world, cost.shares, name_of(run.method)
+    if cost.batch and cost.batch % world:
+        raise InputError(
+            f"{world} processes cannot share the training of the teacher of {name}, of which a "
+            f"step has {cost.batch} images: their number must divide that of the images."
+        )
+    if tasks % world and not cost.batch:
         raise InputError(
             f"{world} processes cannot share an outer step of {name}, which has {tasks} "
             f"task{'s' * (tasks > 1)}: their number must divide that of the tasks."
@@ -69,8 +78,8 @@ def _check_here(run: Run, ctx: Context, cost: Cost, out: Path) -> None:
         take_gpu()
 
 
-def follow(run: Run, ctx: Context, out: Path) -> DistilledSet:
-    """Take part in the outer steps of a run whose files, checks and tasks are the first process's.
+def follow(run: Run, ctx: Context, out: Path, store: Store) -> DistilledSet:
+    """Take part in the work of a run whose files, checks and other tasks are the first process's.
 
     Raises:
         WorkError: if the first process ended.
@@ -82,6 +91,8 @@ def follow(run: Run, ctx: Context, out: Path) -> DistilledSet:
             return load(out / "distilled")
         while (phase := run.method.phases(ctx, done)) is not None:
             if isinstance(phase, Tasks):
+                if phase.together:
+                    run_together(phase, store, ctx.ranks)
                 done[phase.phase] = ctx.ranks.first(list)
                 continue
             kept = out / "stages" / phase.stage if phase.stage else out / "distilled"

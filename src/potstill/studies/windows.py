@@ -72,7 +72,7 @@ def studied(name: str, method: Any, ctx: Context, s: DistilledSet | None) -> Stu
         sizes = [len(x) for x in state["images"]]
         labels = s.targets.values.split(sizes) if isinstance(s.targets, Soft) else ()
         lr = torch.tensor(s.recipe.lr)
-        images = tuple(s.images.split(sizes))
+        images = tuple(s.inputs.split(sizes))
         state: State = {**state, "images": images, "labels": tuple(labels), "lr": lr}
     state = on_device(state, ctx.plan.window.device)
     return Studied(name=name, method=method, ctx=ctx, state=state)

@@ -10,6 +10,7 @@ from potstill.teachers.files import (
 )
 from potstill.teachers.plan import (
     CIFAR100,
+    IN21K,
     TINY,
     Squeeze,
     TeacherPlan,
@@ -22,6 +23,7 @@ from potstill.teachers.train import TeacherSpec, teacher_tasks, train_teacher
 
 __all__ = [
     "CIFAR100",
+    "IN21K",
     "TINY",
     "Squeeze",
     "TakeSpec",

@@ -7,15 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from potstill.augment import DSA, Crops, Policy
+from potstill.augment import DSA, Chain, Crops, Policy, RandAugment
 from potstill.core.compute import Compute
-from potstill.core.errors import InputError
+from potstill.core.errors import InputError, unknown
 from potstill.core.keys import integer
-from potstill.core.spec import record
+from potstill.core.spec import later, record
 from potstill.data import DataSet, MeanStd
 from potstill.engine import Tasks
-from potstill.functional import SGD, TrainSpec
+from potstill.functional import SGD, Adam, Segment, TrainSpec
 from potstill.functional.cosine import cosine_segments
+from potstill.functional.cycle import OneCycle
 from potstill.nets import NetSpec, variant
 from potstill.teachers.take import TakeSpec, take_spec, take_teacher
 from potstill.teachers.train import KIND, TeacherSpec, teacher_tasks, train_teacher
@@ -26,8 +27,10 @@ from potstill.teachers.train import KIND, TeacherSpec, teacher_tasks, train_teac
 class Squeeze:
     """How a teacher is trained, by default as SRe2L does for Tiny-ImageNet.
 
-    SGD; the step size rises on a line for some epochs, then falls to 0 on a cosine, epoch by epoch.
-    More epochs make a better teacher and worse images (SRe2L, table 2).
+    sgd: the step size rises on a line for some epochs, then falls to 0 on a cosine, epoch by epoch.
+    adam, as for ImageNet-21K: it does both on a cosine, step by step (`OneCycle`), and only weights
+    of two or more dimensions decay, by a part of their gradient. More epochs make a better teacher
+    and worse images (SRe2L, table 2).
     """
 
     lr: float = 0.2
@@ -42,8 +45,15 @@ class Squeeze:
     weight_decay: float = 1e-4
     augment: Policy | None = Crops()
     """Augmentation of the real images; crops: of 0.08 to 1 of the area, resized, and mirrored."""
+    optimizer: Literal["sgd", "adam"] = later("sgd")
+    smoothing: float = later(0.0)
+    """Part of every label that is spread over all classes."""
 
     def __post_init__(self) -> None:
+        if self.optimizer not in ("sgd", "adam"):
+            raise unknown("optimizer of a teacher", self.optimizer, ("sgd", "adam"))
+        if self.optimizer == "adam" and (self.momentum != Squeeze.momentum or not self.warmup):
+            raise InputError("A teacher's adam has no momentum, and 1 or more epochs of warm-up.")
         if self.batch < 1:
             raise InputError(f"training.batch must be at least 1, not {self.batch}.")
         if not 0 <= self.warmup < self.epochs:
@@ -56,13 +66,20 @@ class Squeeze:
     @property
     def spec(self) -> TrainSpec:
         """Return the training."""
-        return TrainSpec(
+        common = TrainSpec(
             lr=self.lr,
-            segments=cosine_segments(self.epochs, warmup=self.warmup),
+            segments=(Segment(epochs=self.epochs),),
             batch=self.batch,
-            optimizer=SGD(momentum=self.momentum, weight_decay=self.weight_decay),
             augment=self.augment,
+            smoothing=self.smoothing,
         )
+        decay = self.weight_decay
+        if self.optimizer == "adam":
+            adam = Adam(weight_decay=decay, decays="weights" if decay else "all")
+            return replace(common, optimizer=adam, cycle=OneCycle(rise=self.warmup / self.epochs))
+        sgd = SGD(momentum=self.momentum, weight_decay=decay)
+        segments = cosine_segments(self.epochs, warmup=self.warmup)
+        return replace(common, optimizer=sgd, segments=segments)
 
     def scaled(self, scale: Literal["smoke", "cpu"]) -> Squeeze:
         """Return the training with at most the counts of a scale."""
@@ -71,7 +88,7 @@ class Squeeze:
         return replace(
             self,
             epochs=epochs,
-            warmup=min(self.warmup, epochs // 4),
+            warmup=self.warmup if epochs == self.epochs else min(self.warmup, epochs // 4),
             batch=min(self.batch, batch),
         )
 
@@ -88,6 +105,19 @@ CIFAR100 = Squeeze(
 )
 """CIFAR-100 (SRe2L); network resnet18-tiny. Differs: beyond a shifted image lies the mean colour,
 where the original has black."""
+IN21K = Squeeze(
+    lr=3e-4,
+    epochs=80,
+    warmup=8,
+    batch=64,
+    augment=Chain(parts=(DSA(strategy="cutout", mode="M"), RandAugment())),
+    optimizer="adam",
+    smoothing=0.2,
+)
+"""ImageNet-21K-P at 224x224 pixels in [0, 1], not normalised (Ridnik et al., NeurIPS 2021 Datasets
+and Benchmarks, arXiv 2104.10972). Differs: begins with new weights, not with those of ImageNet-1K;
+one GPU's batch; float32 or bfloat16, not float16; no hierarchy of classes; boxes cut out are black,
+and RandAugment's strengths torchvision's, since the original's are not stated."""
 _STATED = (TINY, TINY.scaled("smoke"), TINY.scaled("cpu"))
 
 
@@ -116,10 +146,19 @@ class TeacherPlan:
                 f"No teacher of {', '.join(self.nets)} is trained, so its training has no settings."
             )
 
+    @property
+    def batch(self) -> int:
+        """Return the images of a step of training; 0 if no teacher is trained."""
+        return 0 if all("@" in name for name in self.nets) else self.training.batch
+
     def of(self, name: str, own: NetSpec) -> NetSpec:
         """Return the network of one of the names, without its weights."""
         net = variant(name.partition("@")[0], own)
         return net if self.norm is None else replace(net, norm=self.norm)
+
+    def anew(self) -> TeacherPlan:
+        """Return the plan for data that no weights are for: then the run's network is trained."""
+        return replace(self, nets=("own",)) if any("@" in name for name in self.nets) else self
 
     def scaled(self, scale: Literal["smoke", "cpu"]) -> TeacherPlan:
         """Return the plan with at most the counts of a scale."""
@@ -134,8 +173,11 @@ def planned(
     *,
     seed: int,
     compute: Compute,
+    ranks: int = 1,
 ) -> Tasks:
     """Return the tasks that make the teachers of a plan, in the order of its names.
+
+    Those that are trained are so by one process, or by so many (`ranks`) of torchrun.
 
     Raises:
         InputError: for a network without batch norm, or weights that are not there or do not fit.
@@ -149,9 +191,17 @@ def planned(
             specs, context = [*specs, spec], {**context, **where}
         else:
             of = integer(seed, "teacher", k) if k else seed
-            made = teacher_tasks(data, space, net, plan.training.spec, seed=of, compute=compute)
+            train = plan.training.spec
+            made = teacher_tasks(data, space, net, train, seed=of, compute=compute, ranks=ranks)
             specs += made.specs
-    return Tasks(kind=KIND, fn=make_teacher, specs=tuple(specs), context=context, label="teacher")
+    return Tasks(
+        kind=KIND,
+        fn=make_teacher,
+        specs=tuple(specs),
+        context=context,
+        label="teacher",
+        together=ranks > 1,
+    )
 
 
 def taken(tasks: Tasks) -> Tasks:

@@ -13,9 +13,9 @@ import torch
 
 from potstill.core.compute import Compute
 from potstill.core.errors import InputError, WorkError
-from potstill.core.spec import record
+from potstill.core.spec import later, record
 from potstill.data import DataRef, DataSet, MeanStd, moved, reopen
-from potstill.engine import Tasks
+from potstill.engine import Tasks, sharing
 from potstill.functional import TrainSpec, fit
 from potstill.nets import NetSpec, filled, flat
 from potstill.nets.taps import Tapped
@@ -38,12 +38,21 @@ class TeacherSpec:
     compute: Compute
     revision: int = 1
     """Raised when the code changes what a teacher becomes, so that old ones are not reused."""
+    ranks: int = later(1)
+    """Processes that share each batch: batch norm takes statistics of such a part of it."""
 
 
 def teacher_tasks(
-    data: DataSet, space: MeanStd, net: NetSpec, train: TrainSpec, *, seed: int, compute: Compute
+    data: DataSet,
+    space: MeanStd,
+    net: NetSpec,
+    train: TrainSpec,
+    *,
+    seed: int,
+    compute: Compute,
+    ranks: int = 1,
 ) -> Tasks:
-    """Return the one task that trains a teacher.
+    """Return the one task that trains a teacher, in one process or so many (`ranks`) of torchrun.
 
     Raises:
         InputError: if the network has no batch norm, from whose statistics images are recovered.
@@ -51,13 +60,22 @@ def teacher_tasks(
     net = filled(net)
     made = flat(net, channels=data.channels, size=data.size, classes=data.n_classes, seed=seed)
     Tapped(made.load(made.theta0))
-    spec = TeacherSpec(data=data.ref, space=space, net=net, train=train, seed=seed, compute=compute)
+    spec = TeacherSpec(
+        data=data.ref,
+        space=space,
+        net=net,
+        train=train,
+        seed=seed,
+        compute=compute,
+        ranks=ranks,
+    )
     return Tasks(
         kind=KIND,
         fn=train_teacher,
         specs=(spec,),
         context={"source": data.source},
         label="teacher",
+        together=ranks > 1,
     )
 
 
@@ -67,9 +85,18 @@ def train_teacher(spec: TeacherSpec, context: dict[str, str], folder: Path) -> N
     Its facts hold the accuracy on the validation part and the loss of every epoch. An accuracy no
     better than chance is left to whoever uses it (`check_accuracy`).
 
+    Processes that share the work train alike; the first one writes, with its running statistics.
+
     Raises:
+        InputError: if there are not as many processes as the spec says.
         WorkError: if the parameters stop being finite.
     """
+    ranks = sharing(context)
+    if ranks.world != spec.ranks:
+        raise InputError(
+            f"This teacher is trained by {spec.ranks} processes of torchrun, not by {ranks.world}; "
+            "start as many, or another run."
+        )
     data, compute = reopen(spec.data), spec.compute
     device, shape = torch.device(compute.device), (data.channels, *data.size)
     net = flat(
@@ -93,9 +120,12 @@ def train_teacher(spec: TeacherSpec, context: dict[str, str], folder: Path) -> N
         prepare=spec.space.forward,
         on_epoch=lambda epoch, theta, loss: losses.append(loss),
         compute=compute,
+        ranks=ranks,
     )
     if not bool(theta.isfinite().all()):
         raise WorkError(f"The teacher diverged; lower its step size (now {spec.train.lr:g}).")
+    if ranks.rank:
+        return
     net.eval()
     module = net.load(theta)
     facts = {
