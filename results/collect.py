@@ -107,6 +107,8 @@ def said(method: dict) -> str:
         parts, kept = method.get("stages") or method["blocks"], method.get("filter", {}).get("rule")
         about = f"{parts} parts" + (f", filter {kept}" if kept not in (None, "none") else "")
         return f"{name} {said(base)}, {about}"
+    if recovery := method.get("recovery"):
+        return f"{name} ({recovery['iterations']:,} steps from {recovery['start']})"
     if window := method.get("window"):
         return f"{name} ({window['place']})"
     return f"{name} (factor {method['factor']})" if name == "idc" else name

@@ -26,8 +26,8 @@ SCORED=(--protocol rded --regimes hard soft online --threads 1)
 
 scores() {  # random real, k-means-medoid and RDED's images are rows beside the first set
     potstill evaluate runs/cda "${SCORED[@]}"
-    for name in noise sre2l cda-patches rded; do
-        potstill evaluate runs/$name "${SCORED[@]}" --no-baselines
+    for set in noise sre2l cda-patches rded; do
+        potstill evaluate runs/$set "${SCORED[@]}" --no-baselines
     done
 }
 
