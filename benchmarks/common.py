@@ -15,6 +15,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -126,22 +127,29 @@ def cpu_seconds() -> float:
     return sum(used.ru_utime + used.ru_stime for used in both)
 
 
-def timed(work: Callable[[], T]) -> tuple[float, T]:
-    """Return the CPU seconds of some work, and its result."""
-    start = cpu_seconds()
+CLOCKS: Mapping[str, Callable[[], float]] = {"cpu": cpu_seconds, "cuda": time.perf_counter}
+"""What tells the seconds of work on a device."""
+
+
+def timed(work: Callable[[], T], clock: Callable[[], float] = cpu_seconds) -> tuple[float, T]:
+    """Return the CPU seconds of some work, or those of another clock, and its result."""
+    start = clock()
     result = work()
-    return cpu_seconds() - start, result
+    return clock() - start, result
 
 
 def in_turns(
-    versions: Sequence[str], repeats: int, work: Callable[[str, int], T]
+    versions: Sequence[str],
+    repeats: int,
+    work: Callable[[str, int], T],
+    clock: Callable[[], float] = cpu_seconds,
 ) -> tuple[dict[str, list[float]], dict[str, list[T]]]:
-    """Return CPU seconds and results of `work(version, repeat)`; each repeat takes all in turn."""
+    """Return seconds and results of `work(version, repeat)`; each repeat takes all in turn."""
     seconds: dict[str, list[float]] = {name: [] for name in versions}
     results: dict[str, list[T]] = {name: [] for name in versions}
     for k in range(repeats):
         for name in versions:
-            took, result = timed(lambda name=name, k=k: work(name, k))
+            took, result = timed(lambda name=name, k=k: work(name, k), clock)
             seconds[name].append(took)
             results[name].append(result)
     return seconds, results

@@ -13,13 +13,19 @@ import experts
 import gradient_matching
 import metagradient
 import pipeline
+import recover
+import relabel
+import selfsup
 import unroll
 from rows import Row
 
 FOLDER = Path(__file__).parents[1] / "results" / "speed"
 SHOW = {
     module.__name__: module.show
-    for module in (unroll, experts, evaluate, pipeline, metagradient, gradient_matching)
+    for module in (
+        *(unroll, experts, evaluate, pipeline, metagradient, gradient_matching),
+        *(recover, relabel, selfsup),
+    )
 }
 HEAD = """# Measured speed
 

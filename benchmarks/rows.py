@@ -17,11 +17,20 @@ import torch
 from potstill.core.compute import fast_bfloat16
 
 Row = dict[str, Any]
+KINDS = {"cpu": "cpu_seconds", "cuda": "clock_seconds"}
+"""Where a row has the seconds of work on a device."""
+
+
+def seconds_of(row: Row) -> tuple[dict[str, list[float]], str]:
+    """Return the seconds of each version, and what they are called."""
+    if "cpu_seconds" in row:
+        return row["cpu_seconds"], "CPU s"
+    return row["clock_seconds"], "s"
 
 
 def ratios(row: Row) -> dict[str, tuple[float, float]]:
     """Return mean and standard deviation of the ratios to the base (plain), one ratio a repeat."""
-    seconds: dict[str, list[float]] = row["cpu_seconds"]
+    seconds, _ = seconds_of(row)
     base = row.get("base", "plain")
     return {
         name: spread([ours / other for ours, other in zip(own, seconds[base], strict=True)])
@@ -38,10 +47,11 @@ def spread(values: Sequence[float]) -> tuple[float, float]:
 def lines(row: Row, title: str, notes: Mapping[str, str] | None = None) -> list[str]:
     """Return a row as text: each version with its seconds, ratio and note, the compiler's time."""
     found, count, known = [f"{title}, n = {row['n']}:"], row.get("images"), ratios(row)
-    base, wide = row.get("base", "plain"), max(8, *map(len, row["cpu_seconds"]))
-    for name, seconds in row["cpu_seconds"].items():
+    all_of, unit = seconds_of(row)
+    base, wide = row.get("base", "plain"), max(8, *map(len, all_of))
+    for name, seconds in all_of.items():
         mean = statistics.mean(seconds)
-        line = f"  {name:{wide}s} {mean:8.3f} CPU s"
+        line = f"  {name:{wide}s} {mean:8.3f} {unit}"
         if count:
             line += f", {1000 * mean / count:.3f} ms an image"
         if name in known:
@@ -57,13 +67,14 @@ def lines(row: Row, title: str, notes: Mapping[str, str] | None = None) -> list[
 
 
 def accuracy_notes(row: Row) -> dict[str, str]:
-    """Return the test accuracies of each version in percent, and how far they are from plain's."""
-    found, all_of = {}, {name: own for name, own in row["accuracies"].items() if own}
+    """Return the test accuracies of each version in percent, and how far they are from base's."""
+    found, base = {}, row.get("base", "plain")
+    all_of = {name: own for name, own in row["accuracies"].items() if own}
     for name, own in all_of.items():
         mean, deviation = spread([100 * value for value in own])
         found[name] = f"{mean:.2f} +- {deviation:.2f} % right"
-        if name != "plain" and "plain" in all_of:
-            pairs = zip(own, all_of["plain"], strict=True)
+        if name != base and base in all_of:
+            pairs = zip(own, all_of[base], strict=True)
             mean, deviation = spread([100 * (ours - other) for ours, other in pairs])
             found[name] += f" ({mean:+.2f} +- {deviation:.2f})"
     return found

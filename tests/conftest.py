@@ -25,3 +25,14 @@ def alone(tmp_path, monkeypatch):
     """Give a test a cache of its own, and one thread."""
     monkeypatch.setenv("POTSTILL_CACHE", str(tmp_path / "cache"))
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def toy(alone, tmp_path):
+    """Give a test of probes a store, data, their targets, and a set made of them."""
+    import probing
+    from potstill.core.store import Store
+
+    store, data = Store(tmp_path / "store"), probing.data_set()
+    targets = probing.targets_of(data, store, tmp_path / "encoder")
+    return store, data, targets, probing.set_of(data, targets, store)

@@ -33,6 +33,13 @@ def test_step_sizes_are_those_of_torch(steps, rise):
             scheduler.step()
 
 
+def test_a_rise_of_one_step():
+    assert OneCycle(rise=0.1).at(0, 10) == OneCycle(rise=0.1).at(0, 1) == 1
+    assert [OneCycle(rise=0.1).at(k, 10) for k in (4, 9)] == pytest.approx(
+        [0.586829, 5e-6], rel=1e-4
+    )
+
+
 def test_training_takes_them_and_smooths_labels():
     """Against torch.optim.Adam, whose weight decay is left out of biases, and cross_entropy."""
     with keys.forked(0, "net"):

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -16,9 +16,10 @@ import torch
 
 from potstill.core.compute import Compute
 from potstill.core.errors import InputError, WorkError
+from potstill.core.log import Console
 from potstill.core.spec import record
 from potstill.core.store import Store
-from potstill.engine import Tasks, run_tasks
+from potstill.engine import Tasks, progress, run_tasks
 
 
 @record
@@ -74,6 +75,34 @@ def test_inline_keeps_order_skips_finished_and_restores_threads(tmp_path):
     assert outputs(paths) == ["4 1", "9 1", "1 1", "4 1"]
     assert log.read_text().split() == ["3", "1", "2"]
     assert seen == [(3, 3)]
+
+
+def stepping(spec: SquareSpec, context: dict[str, str], folder: Path) -> None:
+    for k in range(4):
+        progress(k + 1, 4, "epoch")
+    square(spec, context, folder)
+
+
+def test_a_task_tells_how_far_it_is_where_it_is_done_inline(tmp_path, capsys):
+    told = []
+    tell = {"on_done": lambda done, n: told.append(done)}
+    tell["on_part"] = lambda done, what: told.append((done, what))
+    two = replace(tasks(1, 2), fn=stepping)
+    run_tasks(replace(two, specs=two.specs[:1]), Store(tmp_path / "a"), **tell)
+    assert told == [(0.25, "epoch 1 of 4"), (0.5, "epoch 2 of 4"), (0.75, "epoch 3 of 4"), 1]
+    told.clear()
+    run_tasks(two, Store(tmp_path / "a"), **tell)
+    assert told == [(1.25, "epoch 1 of 4"), (1.5, "epoch 2 of 4"), (1.75, "epoch 3 of 4"), 2]
+    told.clear()
+    run_tasks(two, Store(tmp_path / "b"), engine="processes", workers=1, **tell)
+    assert told == [1, 2]
+    progress(1, 4, "epoch")  # outside a task nobody listens
+    assert told == [1, 2]
+    with Console().phase("teacher", 1) as advance:
+        run_tasks(two, Store(tmp_path / "c"), on_part=advance)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "teacher: 0/1, about 0 s left  epoch 1 of 4"
+    assert lines[2].endswith("left  epoch 3 of 4")
 
 
 def test_processes_give_the_same_and_failures_come_after_the_others(tmp_path):

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, RandomSampler
 from potstill import cli, load
 from potstill.artefact import Hard, Identity, LabelStore, Told, fkd, import_set
 from potstill.artefact.imports import Images
-from potstill.augment import Crops, CutMix, Params
+from potstill.augment import Crops, CutMix, MixUp, Params
 from potstill.core.errors import InputError
 from potstill.data import from_arrays, make_space
 from potstill.evaluation import PROTOCOLS
@@ -116,7 +116,7 @@ def test_folders_that_are_not_those_of_the_classes(folder, data):
     refused("Cannot read the image .*class002_id000.png")
 
 
-def fkd_files(home, epochs=3, batch=5, mixed=True, classes=CLASSES):
+def fkd_files(home, epochs=3, batch=5, mixed="boxes", classes=CLASSES):
     """Write labels as FKD does, from a real loader's order; return what each image got."""
     sampler = RandomSampler(range(COUNT), generator=rng(fkd.SEED))
     loader = DataLoader(torch.arange(COUNT), batch_size=batch, sampler=sampler)
@@ -130,7 +130,9 @@ def fkd_files(home, epochs=3, batch=5, mixed=True, classes=CLASSES):
             flips, logits = values[:, 4].bool(), torch.randn(n, classes, generator=chance).half()
             logits[torch.arange(n), rows // EACH] = 9
             partner = torch.randperm(n, generator=chance) if mixed else None
-            box = [np.int64(1), 2, np.int64(5), 8] if mixed else None  # rows 1 to 5, columns 2 to 8
+            box = None
+            if mixed == "boxes":
+                box = [np.int64(1), 2, np.int64(5), 8]  # rows 1 to 5, columns 2 to 8
             place = home / f"epoch_{epoch}"
             place.mkdir(parents=True, exist_ok=True)
             held = [crops, flips, partner, np.float64(0.3) if mixed else None, box, logits]
@@ -151,7 +153,7 @@ def seen_rows(loader, sampler, epoch):
     yield torch.tensor(list(again))
 
 
-@pytest.mark.parametrize("mixed", [True, False])
+@pytest.mark.parametrize("mixed", ["boxes", "wholes", ""])
 def test_labels_belong_to_the_images_that_a_loader_gave(tmp_path, folder, data, mixed):
     seen = fkd_files(tmp_path / "labels", mixed=mixed)
     s = imported(folder, data, labels=tmp_path / "labels")
@@ -159,7 +161,8 @@ def test_labels_belong_to_the_images_that_a_loader_gave(tmp_path, folder, data, 
     assert isinstance(store, LabelStore)
     plan = store.plan
     assert (plan.epochs, plan.batch, plan.codes) == (3, 5, "float16")
-    assert plan.mix == (CutMix(prob=1.0) if mixed else None)
+    assert plan.mix == {"boxes": CutMix(prob=1.0), "wholes": MixUp(), "": None}[mixed]
+    assert s.recipe.mix == plan.mix
     assert s.recipe.lesson == Softened(temperature=20, squared=False)
     if mixed:
         shorter = PROTOCOLS.get("sre2l-fkd").train_spec(s.recipe)
@@ -174,7 +177,11 @@ def test_labels_belong_to_the_images_that_a_loader_gave(tmp_path, folder, data, 
             values, wanted, other = each[row]
             view = cropped(x[row], values)
             if mixed:
-                view[:, 1:5, 2:8] = cropped(x[other], each[other][0])[:, 1:5, 2:8]
+                part = cropped(x[other], each[other][0])
+            if mixed == "boxes":
+                view[:, 1:5, 2:8] = part[:, 1:5, 2:8]
+            elif mixed:
+                view = 0.3 * view + 0.7 * part
             assert (views[k] - view).abs().max() < 1e-9
             assert torch.equal(logits[k], wanted.float())
 
@@ -210,7 +217,7 @@ def test_wrong_labels_are_one_sentence(tmp_path, folder, data):
         (0, torch.rand(5, 4), "no whole pixels of images of 8x8"),
         (0, torch.rand(4, 4), r"crops must be a tensor \[5, 4\], not \[4, 4\]"),
         (2, torch.zeros(5, dtype=torch.int64), "the permutation is none of 5 images"),
-        (2, None, "labels of MixUp, which are not read"),
+        (2, None, "a box without a permutation of the batch"),
         (4, [0, 0, 9, 4], "the box must be four whole numbers within 8x8 pixels"),
         (5, torch.rand(5, 7), r"logits must be a tensor \[5, 4\], not \[5, 7\]"),
         (3, Told(), "asks for potstill.artefact.imports.Told"),
@@ -218,6 +225,10 @@ def test_wrong_labels_are_one_sentence(tmp_path, folder, data):
         back = altered(place, value)
         refused(message)
         back()
+    back = altered(4, None)  # then the weight is MixUp's
+    altered(3, 1.5)
+    refused("the weight of MixUp lies between 0 and 1, not at 1.5")
+    back()
     (home / "epoch_1" / "batch_2.tar").rename(tmp_path / "away")
     refused("epoch_1 are of 10 images, not of 12")
     (home / "epoch_1" / "batch_1.tar").rename(home / "epoch_1" / "batch_2.tar")

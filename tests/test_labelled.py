@@ -9,7 +9,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from labels import whole_logits
 from potstill.artefact import Hard, LabelStore, label_store, load, set_digest
+from potstill.augment import CutMix, MixUp
 from potstill.core.compute import Compute
 from potstill.core.errors import InputError
 from potstill.core.files import file_hash
@@ -25,7 +27,7 @@ from potstill.methods.rded import RDED
 from potstill.methods.recovering import CDA, SRe2L
 from potstill.nets import NetSpec, flat
 from potstill.recover import SRE2L_TINY, kept_images, relabel
-from potstill.recover.relabel import asking, relabel_tasks, view_logits
+from potstill.recover.relabel import asking, relabel_tasks
 from potstill.report import cells
 from potstill.run import Run, Where, distil, preflight, resume
 from potstill.run.plan import plan_lines
@@ -36,6 +38,7 @@ TEACHER = TeacherPlan(norm="batch", training=SQUEEZE)
 LABELS = ViewLabels(epochs=3, training=4, batch=8, lr=0.01, codes="uint4", least=0.5)
 SMALL = SRe2L(teacher=TEACHER, recovery=replace(SRE2L_TINY, iterations=3), labels=LABELS)
 TILES = RDED(teacher=TEACHER, labels=LABELS)
+MIXED = replace(LABELS, mixup=0.8, cutmix=0.0, mix_scope="image")
 CPU = Compute(threads=1)
 pytestmark = pytest.mark.usefixtures("alone")
 
@@ -59,22 +62,23 @@ def finished(store, kind):
     return [entry.folder for entry in store.entries(kind)]
 
 
-@pytest.mark.parametrize("method", [SMALL, TILES])
+@pytest.mark.parametrize("method", [SMALL, replace(TILES, labels=MIXED)])
 def test_a_run_gives_a_set_with_labels_of_its_views(tmp_path, method):
     s, store = made(method, tmp_path)
     assert isinstance(s.targets, LabelStore)
     assert s.images.dtype == torch.uint8
     assert s.targets.labels.tolist() == [c for c in range(10) for _ in range(2)]
-    plan = LABELS.plan(0)
+    plan = method.labels.plan(0)
     assert s.targets.plan == plan
+    assert plan.mix == (CutMix(prob=1.0) if method == SMALL else MixUp(alpha=0.8))
     (folder,) = finished(store, "teachers")
     teacher = read_teacher(folder)
     assert s.targets.teachers == (teacher.digest,)
-    assert s.recipe == LABELS.recipe
+    assert s.recipe == method.labels.recipe
     assert (s.recipe.epochs, s.recipe.batch) == (4, 8)
     ask = asked(teacher, folder, s.space)
     for e in range(3):
-        want = view_logits([ask], s.space, s.images, plan, e, compute=CPU)
+        want = whole_logits([ask], s.space, s.images, plan, e, compute=CPU)
         step = (want.amax(1) - want.amin(1)) / 15
         assert ((s.targets.logits(e) - want).abs().amax(1) <= 0.52 * step).all()
     again = load(tmp_path / "run")
@@ -91,7 +95,7 @@ def test_a_committee_gives_the_mean_of_its_logits(tmp_path):
     folders = {read_teacher(folder).digest: folder for folder in finished(store, "teachers")}
     assert len(folders) == len(s.targets.teachers) == 2
     asks = [asked(read_teacher(folders[d]), folders[d], s.space) for d in s.targets.teachers]
-    each = [view_logits([ask], s.space, s.images, s.targets.plan, 1, compute=CPU) for ask in asks]
+    each = [whole_logits([ask], s.space, s.images, s.targets.plan, 1, compute=CPU) for ask in asks]
     want = (each[0] + each[1]) / 2
     step = (want.amax(1) - want.amin(1)) / 15
     assert ((s.targets.logits(1) - want).abs().amax(1) <= 0.52 * step).all()
@@ -163,9 +167,12 @@ def test_settings_without_effect_are_refused():
         ({"codes": "uint2"}, "uint2"),
         ({"mix_scope": "all"}, "mix_scope"),
         ({"temperature": 0.0}, "above 0"),
+        ({"mixup": 0.8}, r"labels.mixup needs labels\.cutmix 0"),
+        ({"mixup": -1.0, "cutmix": 0.0}, "alpha of MixUp must be above 0"),
     ):
         with pytest.raises(InputError, match=words):
             replace(LABELS, **changes)
+    assert "mixup" not in canonical(SMALL)
     assert "labels" not in canonical(SRe2L())  # stored work keeps its names
     assert SMALL.scaled("smoke").labels == replace(LABELS, training=3)
     assert SMALL.scaled("cpu").labels == LABELS
@@ -243,6 +250,8 @@ def test_whose_labels_a_set_with_stored_ones_takes_by_default(tmp_path, monkeypa
         regimes("mtt")
     with pytest.raises(InputError, match="no stored labels"):
         regimes("strict", s.hardened(), regimes=("stored",))
+    with pytest.raises(InputError, match="of all images together"):
+        regimes("strict", continual=2)
     shutil.rmtree(store.root / "teachers")
     result = evaluate(s, seeds=1, store=store)
     assert [row.name for row in result.rows] == ["distilled"]

@@ -32,8 +32,16 @@ PUBLISHED = {
     # meta-gradients.md 8
     "cifar10@kip": CIFAR10,
     "cifar100@kip": ".5071 .4867 .4408 | .2675 .2565 .2761",
+    # ssl-distillation.md 3
+    "cifar10@mixbt": CIFAR10,
+    "cifar100@mixbt": CIFAR10,
+    "tiny@mixbt": ".480 .448 .398 | .277 .269 .282",
+    "cifar10@sololearn": ".4914 .4822 .4465 | .2470 .2435 .2616",
+    "cifar100@sololearn": ".5071 .4865 .4409 | .2673 .2564 .2762",
+    "tiny@sololearn": ".480 .448 .398 | .277 .269 .282",
     # squeeze-recover-relabel.md 1.1
     "tiny@sre2l": ".4802 .4481 .3975 | .2302 .2265 .2262",
+    "imagenet21k@cda": "0 0 0 | 1 1 1",
 }
 
 

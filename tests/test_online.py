@@ -13,6 +13,7 @@ from potstill.artefact import DistilledSet, Hard, Provenance, Soft
 from potstill.augment import Crops, CutMix
 from potstill.core.compute import Compute
 from potstill.core.errors import InputError
+from potstill.core.keys import forked
 from potstill.core.spec import canonical
 from potstill.core.store import Store
 from potstill.coresets.patch_tasks import read_patches
@@ -128,12 +129,13 @@ def test_compiled_equals_eager():
 
 @pytest.mark.parametrize("decoupled", [False, True])
 def test_adam_decays_weights_only(decoupled):
-    module = torch.nn.Sequential(
-        torch.nn.Conv2d(1, 2, 1, bias=False),
-        torch.nn.BatchNorm2d(2),
-        torch.nn.Flatten(),
-        torch.nn.Linear(8, 3),
-    ).double()
+    with forked(0, "net"):
+        module = torch.nn.Sequential(
+            torch.nn.Conv2d(1, 2, 1, bias=False),
+            torch.nn.BatchNorm2d(2),
+            torch.nn.Flatten(),
+            torch.nn.Linear(8, 3),
+        ).double()
     net, x, y = FlatNet(module), normal(12, 1, 2, 2), torch.arange(12) % 3
     adam = Adam(weight_decay=0.1, decoupled=decoupled, decays="weights")
     spec = TrainSpec(lr=0.01, segments=(Segment(epochs=9),), optimizer=adam, augment=None)
@@ -300,6 +302,9 @@ def test_the_sets_own_teacher_labels_all_rows(squeezed, monkeypatch):
     assert {row.nbytes["teacher"] for row in result.rows} == {nbytes}
     assert {row.nbytes["targets"] for row in result.rows} == {8 * len(s)}
     assert not (store.root / "experts").exists()  # no other teacher was trained
+    hard = evaluate(s, data=data, seeds=1, store=store).rows  # RDED's images have classes, too
+    assert {row.regime for row in hard} == {"hard"}
+    assert "RDED, own step" in [row.name for row in hard]
 
     # what a network learned is what a plain training by that teacher makes of it
     taught, forward = open_teacher(teacher, folder), s.space.forward

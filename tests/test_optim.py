@@ -1,11 +1,14 @@
 """Optimizers against torch.optim, and their pullbacks against autograd."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from potstill.core.errors import InputError
 from potstill.core.spec import from_json, to_json
 from potstill.functional.optim import SGD, Adam, Bars
+from potstill.functional.parts import PART, updated
 
 OPTIMIZERS = [
     (SGD(), torch.optim.SGD, {}),
@@ -126,3 +129,26 @@ def test_wrong_fields_are_refused(make, word):
 def test_records_travel_as_json():
     for optimizer in [case[0] for case in OPTIMIZERS] + OTHERS:
         assert from_json(to_json(optimizer)) == optimizer
+
+
+@pytest.mark.parametrize("optimizer", [*(first for first, *_ in OPTIMIZERS), *OTHERS])
+@pytest.mark.parametrize("count", [PART, 2 * PART + 13])
+def test_part_by_part_gives_the_same_bytes(optimizer, count):
+    decayed = (numbers(count, seed=9) > 0).float()
+    steps = [numbers(count, seed=k).float() for k in range(3)]
+    theta = again = numbers(count, seed=5).float()
+    if isinstance(optimizer, Adam) and optimizer.decoupled:
+        optimizer = replace(optimizer, decays="weights")
+        state = there = optimizer.init(theta, decayed=decayed)
+    else:
+        state = there = optimizer.init(theta)
+    for k, grad in enumerate(steps):
+        kept = theta.clone()
+        with torch.no_grad():
+            moved, state = optimizer.update(theta, grad, state, LR.float(), k)
+        again, there = updated(optimizer, again, grad, there, LR.float(), k)
+        assert torch.equal(moved, again)
+        assert all(torch.equal(a, b) for a, b in zip(state, there, strict=True))
+        assert torch.equal(theta, kept)
+        theta = moved
+    assert len(there) < 3 or there[2] is decayed

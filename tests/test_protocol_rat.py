@@ -17,7 +17,7 @@ from potstill.core.store import Store
 from potstill.evaluation import PROTOCOLS, evaluate
 from potstill.functional import Adam, Segment, TrainSpec, accuracy, fit
 from potstill.functional.sampling import balanced_rows, members, sampler
-from potstill.job import _keep, eval_rows
+from potstill.job import eval_rows, keep_rows
 from potstill.nets import FlatNet, build
 from potstill.report import text
 from test_evaluate import CLASSES, NET, RECIPE, Recorder, toy_data, toy_set
@@ -180,5 +180,5 @@ def test_rows_of_a_prefix_are_kept_beside_those_of_the_whole(tmp_path):
     s = replace(toy_set(data), blocks=(Block(name="block0", start=0, stop=6),))
     for prefix in (None, 1, 1, None):
         options = {"seeds": 1, "baselines": False, "store": store}
-        _keep(tmp_path, evaluate(s, prefix=prefix, **options))
+        keep_rows(tmp_path, evaluate(s, prefix=prefix, **options))
     assert [row["prefix"] for row in eval_rows(tmp_path)] == [1, None]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 
-from potstill.artefact.quantise import packed, row_bytes, unpacked
+from potstill.artefact.quantise import packed, packed_rows, row_bytes, unpacked
 from potstill.core.errors import InputError
 
 TABLE = {  # KL(p | q) over KL(p | uniform) at T = 1, 4, 20
@@ -93,6 +95,24 @@ def test_rows_can_be_read_alone():
         parts, rows = packed(logits, codes), torch.tensor([4, 0, 29])
         some = {name: part[rows] for name, part in parts.items()}
         assert torch.equal(unpacked(some, codes, 11), unpacked(parts, codes, 11)[rows])
+
+
+def test_labels_that_come_in_parts_are_packed_one_by_one():
+    chance = torch.Generator().manual_seed(2)
+    logits, order = simulated(30, 11), torch.randperm(30, generator=chance)
+
+    def parts(seen):
+        for rows in order.split(4):
+            some = logits[rows]
+            seen.append(weakref.ref(some))
+            yield rows, some
+            del some
+            assert sum(each() is not None for each in seen) == 1
+
+    for codes in TABLE:
+        found, want = packed_rows(parts([]), 30, codes), packed(logits, codes)
+        assert list(found) == list(want)
+        assert all(torch.equal(found[name], want[name]) for name in want)
 
 
 def test_wrong_labels_are_refused():

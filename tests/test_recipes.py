@@ -166,8 +166,9 @@ def test_scales_change_counts_only(name, scale):
         assert after[path] < before[path], path
     factors = ("method.factor", "method.base.factor", "method.patches.factor")
     cells = next((before[path] for path in factors if path in before), 1) ** 2
-    assert small.ipc == (min(full.ipc, 10) if scale == "smoke" else full.ipc)
-    assert after["limit"] == (max(small.ipc * cells, 20) if scale == "smoke" else 1000)
+    ipc = None if full.ipc is None else min(full.ipc, 10)
+    assert (small.ipc, small.size) == (ipc if scale == "smoke" else full.ipc, full.size)
+    assert after["limit"] == (max((ipc or 0) * cells, 20) if scale == "smoke" else 1000)
     if before["net.width"] is not None:  # networks from outside have none
         assert after["net.width"] * 128 == before["net.width"] * (8 if scale == "smoke" else 32)
     assert scaled(small, scale) == small
@@ -186,6 +187,10 @@ def test_smoke_needs_no_data(name):
     assert run.data == f"standin:{recipe.shape[0]}x{side}x{classes}"
     assert run.resize is None
     ctx, cost = preflight(run, standin(run.data, run.limit))
+    if run.size is not None:
+        assert (cost.steps, ctx.count) == (4, int(float(run.size[:-1]) / 100 * len(ctx.data.train)))
+        assert run.method.teacher.of(ctx.net_spec).width == 4
+        return
     if hasattr(run.method, "teacher"):  # images come after the teacher, see `test_recipes_squeeze`
         assert cost.steps == classes
         assert (run.method.teacher.nets, ctx.net_spec.width) == (("own",), 4)

@@ -78,7 +78,7 @@ EVALUATORS = {
     "sre2l_imagenet21k": "in21k 300 32 AdamW 2e-3 .01 0 .08 N cutout 20 N",
     "cda_imagenet21k": "in21k 300 32 AdamW 2e-3 .01 0 .08 N cutout 20 N",
     "sre2l_tiny": "tiny-kd 100 256 SGD .2 1e-4 0 .08 Y - 20 Y",
-    "cda_tiny": "tiny-kd 100 256 SGD .2 1e-4 0 .08 Y - 20 Y",
+    "cda_tiny": "tiny-kd-64 100 64 SGD .2 1e-4 0 .08 Y - 20 Y",
     "sre2l_cifar100": "cifar100-kd 400 128 AdamW 1e-3 .01 0 - Y mixup 30 N",
     "cda_cifar100": "cifar100-kd 400 128 AdamW 1e-3 .01 0 - Y mixup 30 N",
     "rded_cifar10": "rded 300 - AdamW 1e-3 .01 .5 1 Y cutmix 20 N",
@@ -260,7 +260,7 @@ def test_the_rules_of_a_reproduction():
     recipe = RECIPES.get("cda_tiny_ipc50")
     full = from_recipe("cda_tiny_ipc50", data="parquet:d")
     small = from_recipe("cda_tiny_ipc50", data="parquet:d", scale="cpu")
-    assert rules_of(recipe, full) == ("tiny-kd", "online")
+    assert rules_of(recipe, full) == ("tiny-kd-64", "online")
     assert rules_of(recipe, small) == (STRICT.name, None)
     none = RECIPES.get("cda-step_tiny_ipc50")
     assert rules_of(none, none.make("parquet:d")) == (STRICT.name, None)

@@ -310,7 +310,9 @@ def test_finished_units_are_not_done_again_and_a_part_is_that_of_the_whole(taugh
             store=store,
         )
 
-    (middle,) = run_tasks(tasks(units[1:2]), store)
+    told = []
+    (middle,) = run_tasks(tasks(units[1:2]), store, on_part=lambda *at: told.append(at))
+    assert told == [(k / 6, f"step {k} of 6") for k in range(2, 6)]
     stamp = (middle / "images.safetensors").stat().st_mtime_ns
     whole = run_tasks(tasks(units), store)
     assert whole[1] == middle

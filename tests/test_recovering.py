@@ -268,7 +268,7 @@ def test_a_disk_that_is_too_small_is_told(tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("potstill.core.store.shutil.disk_usage", lambda folder: usage)
     more = replace(SMALL, recovery=replace(SHORT, iterations=7))
-    with pytest.raises(InputError, match="The recovered still to be made need"):
+    with pytest.raises(InputError, match="The recovered images still to be made need"):
         distil(run_of(more), tmp_path / "more", where=Where(store=store))
     other = distil(run_of(SMALL), tmp_path / "again", where=Where(store=store))  # all is there
     assert len(other) == 20
@@ -347,7 +347,7 @@ def test_costs_are_said(tmp_path):
     assert "recovery: 20 images in 1 unit of up to 20, 4,000 steps each" in lines
     assert any("--method.teacher.training.batch" in line for line in lines)
     lines = plan_lines(run_of(RDED(teacher=TEACHER)), data)
-    assert "patches: up to 15,000 crops of real images are looked at" in lines
+    assert "patches: up to 2,000 crops of real images are looked at" in lines  # 400 images
 
 
 def test_presets_are_the_published_ones():

@@ -7,13 +7,15 @@ from dataclasses import replace
 import pytest
 import torch
 
+from labels import whole_logits
 from potstill.artefact.labels import LabelPlan, epoch_of, views
 from potstill.artefact.quantise import packed, row_bytes, unpacked
-from potstill.artefact.stored import read_labels
-from potstill.augment import Crops, CutMix, Params
+from potstill.artefact.stored import read_labels, write_labels
+from potstill.augment import Crops, CutMix, MixUp, Params
 from potstill.core.compute import Compute
 from potstill.core.errors import InputError
 from potstill.core.files import file_hash
+from potstill.core.keys import generator
 from potstill.core.spec import from_json, to_json
 from potstill.core.store import Store
 from potstill.data import MeanStd
@@ -21,7 +23,7 @@ from potstill.engine import run_tasks
 from potstill.nets import NetSpec, build
 from potstill.recover import relabel
 from potstill.recover.gather import gather, gathered, keep_images, open_images
-from potstill.recover.relabel import FILE, asking, view_logits
+from potstill.recover.relabel import FILE, asking
 from potstill.teachers import keep_teacher, open_teacher
 
 SPACE = MeanStd(mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.25))
@@ -44,9 +46,10 @@ def taken(images):
     return lambda rows: SPACE.forward(images[rows])
 
 
+@pytest.mark.parametrize("mix", [PLAN.mix, MixUp(alpha=0.8)])
 @pytest.mark.parametrize("scope", ["batch", "image"])
-def test_views_are_those_of_a_plain_loop(scope):
-    plan, images = replace(PLAN, mix_scope=scope), pictures()
+def test_views_are_those_of_a_plain_loop(scope, mix):
+    plan, images = replace(PLAN, mix_scope=scope, mix=mix), pictures()
     epoch = epoch_of(plan, 1, 20, SHAPE)
     got = views(plan, epoch, epoch.order, taken(images))
     assert sorted(epoch.order.tolist()) == list(range(20))
@@ -59,15 +62,18 @@ def test_views_are_those_of_a_plain_loop(scope):
 
         want, (top, bottom, left, right) = crop(row), epoch.box[row].tolist()
         other = crop(int(epoch.partner[row]))
-        want[:, top:bottom, left:right] = other[:, top:bottom, left:right]
+        own = 0.0 if epoch.own is None else float(epoch.own[row])
+        want[:, top:bottom, left:right] *= own
+        want[:, top:bottom, left:right] += (1 - own) * other[:, top:bottom, left:right]
         assert (view - want).abs().max() < 1e-5
         mixed += top < bottom and left < right
     assert mixed > 10
 
 
+@pytest.mark.parametrize("mix", [PLAN.mix, MixUp(alpha=0.8)])
 @pytest.mark.parametrize("scope", ["batch", "image"])
-def test_a_view_does_not_depend_on_its_batch(scope):
-    plan, images = replace(PLAN, mix_scope=scope), pictures()
+def test_a_view_does_not_depend_on_its_batch(scope, mix):
+    plan, images = replace(PLAN, mix_scope=scope, mix=mix), pictures()
     epoch = epoch_of(plan, 0, 20, SHAPE)
     whole = views(plan, epoch, torch.arange(20), taken(images))
     for size in (1, 6):
@@ -87,6 +93,24 @@ def test_a_batch_shares_its_box_and_its_partners():
         assert not epoch_of(plan, 0, 20, SHAPE).box.any()
     half = epoch_of(replace(PLAN, mix=CutMix(prob=0.5), batch=1), 0, 2000, SHAPE)
     assert 0.3 < float((half.box[:, 1] > half.box[:, 0]).float().mean()) < 0.6
+
+
+def test_weights_of_mixup_are_a_batchs_or_an_images():
+    plan, images = replace(PLAN, mix=MixUp(alpha=0.8)), pictures()
+    epoch, chance = epoch_of(plan, 2, 20, SHAPE), generator(4, "labels", 2, "mix")
+    for rows in epoch.order.split(7):
+        mixing = plan.mix.sample(len(rows), SHAPE, chance)
+        x = plan.crops.apply(
+            SPACE.forward(images[rows]), Params(ops=("crops",), values=epoch.crops[rows])
+        )
+        want = plan.mix.images(x, mixing)
+        assert (views(plan, epoch, rows, taken(images)) - want).abs().max() < 1e-5
+        assert (epoch.own[rows] == mixing.own).all()
+        assert torch.equal(epoch.partner[rows], rows[mixing.partner])
+    own = epoch_of(replace(plan, mix_scope="image"), 2, 20, SHAPE)
+    assert len(own.own.unique()) == 20
+    assert ((own.own > 0) & (own.own < 1)).all()
+    assert epoch_of(PLAN, 2, 20, SHAPE).own is None
 
 
 def test_epochs_differ_and_are_used_again():
@@ -127,7 +151,7 @@ def test_the_labels_are_what_the_teacher_says_of_the_views(ready, tmp_path, code
     ask = asking(module, teacher.space, SPACE, CPU, batch=7)
     for e, shard in enumerate(done):
         epoch = epoch_of(plan, e, 20, SHAPE)
-        own = view_logits([ask], SPACE, images, plan, e, compute=CPU)
+        own = whole_logits([ask], SPACE, images, plan, e, compute=CPU)
         for rows in torch.arange(20).split(6):  # other batches than the labelling had
             want = module(views(plan, epoch, rows, taken(images)))
             assert (own[rows] - want).abs().max() < 1e-4
@@ -135,6 +159,8 @@ def test_the_labels_are_what_the_teacher_says_of_the_views(ready, tmp_path, code
         assert torch.equal(found, unpacked(packed(own, codes), codes, 5))  # replayed bit for bit
         some = torch.tensor([3, 19, 0])
         assert torch.equal(read_labels(shard / FILE, plan, 5, some), found[some])
+        write_labels(tmp_path / "whole", own, plan)
+        assert file_hash(tmp_path / "whole") == file_hash(shard / FILE)
         with pytest.raises(InputError, match="classes, not 7"):
             read_labels(shard / FILE, plan, 7)
     assert plan.nbytes(20, 5) == 3 * 20 * row_bytes(codes, 5)

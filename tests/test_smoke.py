@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from potstill.artefact import load
+from potstill.coresets import size_of
+from potstill.data import open_data
 from potstill.recipes import RECIPES, from_recipe
 from potstill.run import distil
 
@@ -18,5 +20,6 @@ def test_recipe_runs_at_smoke(name, tmp_path, monkeypatch):
     run = from_recipe(name, data=None, scale="smoke")
     distil(run, tmp_path / "run")
     s = load(tmp_path / "run")
-    assert len(s) == run.ipc * len(s.classes)
+    images = len(open_data(run.data, limit=run.limit).train)
+    assert len(s) == (run.ipc * len(s.classes) if run.size is None else size_of(run.size, images))
     assert s.origin.recipe == name

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from labels import whole_logits
 from potstill.artefact import (
     Block,
     DistilledSet,
@@ -31,7 +32,7 @@ from potstill.data.types import DataRef
 from potstill.functional import SGD, Segment, Softened, TrainSpec, fit
 from potstill.functional.advance import Replayed
 from potstill.nets import FlatNet, NetSpec, build, flat
-from potstill.recover.relabel import asking, view_logits
+from potstill.recover.relabel import asking
 from potstill.teachers import keep_teacher, open_teacher
 
 SPACE = MeanStd(mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.25))
@@ -127,7 +128,7 @@ def test_stored_labels_are_those_online_of_the_same_views(tmp_path):
     teacher = keep_teacher(module, tmp_path, net=net, space=other, shape=SHAPE, classes=5)
     frozen, images = open_teacher(teacher, tmp_path), pictures()
     ask = asking(frozen, other, SPACE, CPU, batch=7)
-    exact = [view_logits([ask], SPACE, images, PLAN, e, compute=CPU) for e in range(3)]
+    exact = [whole_logits([ask], SPACE, images, PLAN, e, compute=CPU) for e in range(3)]
     for e, logits in enumerate(exact):
         write_labels(tmp_path / f"{e}.safetensors", logits, PLAN)
     files = [tmp_path / f"{e}.safetensors" for e in range(3)]

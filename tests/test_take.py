@@ -26,6 +26,7 @@ from potstill.teachers import (
     TINY,
     Squeeze,
     TeacherPlan,
+    check_facts,
     open_teacher,
     planned,
     read_teacher,
@@ -111,6 +112,14 @@ def test_all_forms_of_a_file_are_one_teacher(data, trained, tmp_path, monkeypatc
     shutil.copytree(folder, tmp_path / "kept")
     (again,) = take(data, tmp_path / "store", f"own@{tmp_path / 'kept'}")
     assert read_teacher(again) == teacher
+    assert teacher_facts(again)["recorded_accuracy"] == facts["validation_accuracy"]
+    check_facts(teacher_facts(again), teacher)
+    with pytest.raises(InputError, match="order of the"):  # knows less here than it is known for
+        check_facts({"validation_accuracy": 0.49, "recorded_accuracy": 0.99}, teacher)
+    part = data.train.pixels, data.train.labels
+    renamed, space = from_arrays(*part, classes="abdc", validation=0.2), measure_stats(data.train)
+    with pytest.raises(InputError, match="or come in another order"):
+        take(renamed, tmp_path / "renamed", f"own@{tmp_path / 'kept'}", space=space)
     grey = MeanStd(mean=(0.5,) * 3, std=(0.5,) * 3)
     with pytest.raises(InputError, match="not what is asked for"):
         take(data, tmp_path / "store", f"own@{tmp_path / 'kept'}", space=grey)

@@ -74,12 +74,13 @@ def taught(alone, tmp_path):
 
 def test_a_teacher_learns_and_is_the_same_again(alone, tmp_path):
     data = colours()
-    space, found = measure_stats(data.train), []
+    space, found, told = measure_stats(data.train), [], []
     for name in ("one", "two"):
         tasks = teacher_tasks(data, space, NET, TRAIN, seed=0, compute=CPU)
-        (folder,) = run_tasks(tasks, Store(tmp_path / name))
+        (folder,) = run_tasks(tasks, Store(tmp_path / name), on_part=lambda *at: told.append(at))
         found.append(read_teacher(folder))
     assert found[0] == found[1]
+    assert told[:5] == told[5:] == [(k / 6, f"epoch {k} of 6") for k in range(1, 6)]
     teacher, module = found[0], open_teacher(found[0], folder)
     check_teacher(teacher, data)
     accuracy = teacher_accuracy(space, module, data)

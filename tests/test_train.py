@@ -205,7 +205,7 @@ def test_losses():
         (lambda: spec(lr=float("nan")), "lr"),
         (lambda: spec(batch=0), "batch"),
         (lambda: spec(segments=()), "segment"),
-        (lambda: spec(loss="mse"), "mse"),
+        (lambda: spec(loss="mae"), "mae"),
         (lambda: Segment(epochs=0), "epoch"),
         (lambda: Segment(epochs=1, lr_scale=0.0), "lr_scale"),
         (lambda: Segment(epochs=1, optimizer="old"), "old"),

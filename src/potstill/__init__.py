@@ -3,6 +3,7 @@
 import potstill
 s = potstill.load("runs/x")           # a distilled set, with its recipe
 model = s.train("convnet3")           # a network trained on it; takes uint8 or [0, 1] images
+encoder = s.pretrain("resnet18")      # of a set whose targets are features: gives features
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from potstill.core.version import __version__
 if TYPE_CHECKING:
     from potstill.artefact import DistilledSet, load
     from potstill.data import from_arrays, open_data
-    from potstill.evaluation import evaluate
+    from potstill.evaluation import evaluate, evaluate_pretraining
     from potstill.job import distill
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "__version__",
     "distill",
     "evaluate",
+    "evaluate_pretraining",
     "from_arrays",
     "load",
     "open_data",
@@ -33,6 +35,7 @@ _HOMES = {
     "from_arrays": "potstill.data",
     "open_data": "potstill.data",
     "evaluate": "potstill.evaluation",
+    "evaluate_pretraining": "potstill.evaluation",
     "distill": "potstill.job",
 }
 

@@ -15,7 +15,7 @@ from potstill.core.log import Quiet, Reporter
 from potstill.coresets import Features, expert_features
 from potstill.data import DataSet
 from potstill.engine import Tasks
-from potstill.evaluation import Result, evaluate
+from potstill.evaluation import ProbeResult, Result, evaluate
 from potstill.evaluation.protocol import STRICT, whole_recipe
 from potstill.evaluation.regimes import own_regime
 from potstill.experts import ExpertSpec, ImportedExpert
@@ -28,7 +28,8 @@ from potstill.run import Run, Where, distil, opened, preflight
 def distill(
     data: str | DataSet,
     *,
-    ipc: int,
+    ipc: int | None = None,
+    size: str | None = None,
     method: object = "mtt",
     out: str | Path,
     net: NetSpec | None = None,
@@ -45,6 +46,7 @@ def distill(
     Args:
         data: a source such as "folder:DIR", or what `potstill.from_arrays` returned.
         ipc: distilled images per class.
+        size: in place of it, for methods without classes: "2%" of the training images, or "500".
         method: a method's name, or its dataclass with settings, e.g. `MTT(iterations=300)`.
         out: folder of the run.
         net: network to distil with; a ConvNet of fitting depth by default.
@@ -69,6 +71,7 @@ def distill(
         method=spec,
         data=source,
         ipc=ipc,
+        size=size,
         net=net or NetSpec(name="auto"),
         normaliser=normaliser,
         replacement=replacement,
@@ -92,6 +95,7 @@ def score(
     protocol: str = "strict",
     regimes: Sequence[str] = (),
     prefix: int | None = None,
+    continual: int | None = None,
     beside: Sequence[str | Path] = (),
     baselines: bool = True,
     whole: bool = False,
@@ -104,7 +108,8 @@ def score(
     k-means looks at the features of the run's first expert where it has any, else at pixels; the
     same expert, at its last epoch, is the teacher of the regime `soft`. What `wish` leaves open is
     as the run was asked for; threads are those of its experts. `prefix` scores the first so many
-    blocks; `beside` are folders of other sets, cut to as many images a class.
+    blocks; `continual` lets the classes come in so many steps; `beside` are folders of other sets,
+    cut to as many images a class.
 
     Raises:
         InputError: for a folder that is neither, or data that are not those of the set.
@@ -125,6 +130,7 @@ def score(
             seeds=seeds,
             regimes=regimes,
             prefix=prefix,
+            continual=continual,
             beside=beside,
             baselines=baselines,
             whole=whole_recipe() if whole else None,
@@ -137,7 +143,7 @@ def score(
             on_done=lambda done, total: advance(done, total=total),
         )
     if run is not None:
-        _keep(path, result)
+        keep_rows(path, result)
         row = None if prefix else result.row("distilled", describe(s.net), own_regime(s))
         if row is not None and row.protocol == "strict" and row.n >= STRICT.seeds:
             kept = {"mean": row.mean, "std": row.std, "n": row.n, "net": row.net}
@@ -145,11 +151,11 @@ def score(
     return result
 
 
-def _keep(path: Path, result: Result) -> None:
+def keep_rows(path: Path, result: Result | ProbeResult) -> None:
     """Add rows to eval.jsonl; a row takes the place of one of the same kind, no other is lost."""
 
     def kind(line: dict[str, Any]) -> tuple[Any, ...]:
-        keys = ("protocol", "net", "regime", "name", "n", "prefix")
+        keys = ("protocol", "net", "regime", "name", "n", "prefix", "target", "labels")
         return tuple(line.get(key) for key in keys)
 
     new = [json.loads(line) for line in result.lines()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from potstill.artefact import DistilledSet, load
+from potstill.artefact import DistilledSet, Embedding, load
 from potstill.core.spec import differences, to_json
 from potstill.evaluation.regimes import own_regime
 from potstill.job import eval_rows
@@ -30,6 +30,8 @@ def verdict(recipe: Recipe, run: Run, path: Path) -> str:
     recipe departs in nothing that counts from what was published, and the number is verified.
     """
     s, (protocol, regime) = load(path), rules_of(recipe, run)
+    if isinstance(s.targets, Embedding):
+        return _of_probes(recipe, path)
     own = {"name": "distilled", "net": describe(s.net), "regime": regime or own_regime(s)}
     own |= {"protocol": protocol, "prefix": None}
     rows = [r for r in eval_rows(path) if all(r.get(key) == own[key] for key in own)]
@@ -51,6 +53,18 @@ def verdict(recipe: Recipe, run: Run, path: Path) -> str:
     small = [f"Of less weight: {'; '.join(recipe.notes)}."] if recipe.notes else []
     notes = " ".join([ALWAYS, *small, *(text for text, kind in low.items() if kind == "bfloat16")])
     return f"published {published}, here {got}: {outcome}. {notes}"
+
+
+def _of_probes(recipe: Recipe, path: Path) -> str:
+    """Return how a set for pre-training is compared with the published number, if there is one."""
+    published = recipe.published
+    if published is None:
+        return f"no published number is known; `potstill probe {path}` finds one here. {ALWAYS}"
+    reasons = "; ".join((*recipe.differs, *recipe.notes))
+    return (
+        f"published {published}, {published.kind}: `potstill probe {path} --protocol "
+        f"{published.protocol}` finds it here, not comparable without care ({reasons})."
+    )
 
 
 def rules_of(recipe: Recipe, run: Run) -> tuple[str, str | None]:

@@ -11,7 +11,7 @@ from potstill.artefact.files import load, remember, save
 from potstill.artefact.imports import FORMATS, Told, import_set
 from potstill.artefact.labels import LabelPlan
 from potstill.artefact.stored import LabelStore, label_store, write_labels
-from potstill.artefact.targets import Hard, Soft, Targets
+from potstill.artefact.targets import Embedding, Encoded, Hard, Soft, Targets
 from potstill.artefact.types import Block, DistilledSet, Provenance
 from potstill.artefact.use import Deployed, Loader
 
@@ -21,6 +21,8 @@ __all__ = [
     "Decoder",
     "Deployed",
     "DistilledSet",
+    "Embedding",
+    "Encoded",
     "Hard",
     "Identity",
     "LabelPlan",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from potstill.artefact.preview import COLUMNS, ROWS, plain
 from potstill.artefact.stored import LabelStore
+from potstill.artefact.targets import Embedding
 from potstill.core.spec import to_json
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ CARD = """# Distilled set: {data}
 
 ```python
 import potstill
-model = potstill.load("path/to/this/folder").train("{net}")  # takes uint8, or float in [0, 1]
+{use}  # takes uint8, or float in [0, 1]
 ```
 
 ## Accuracy
@@ -72,11 +73,11 @@ def card(distilled: DistilledSet) -> str:
         height=height,
         width=width,
         classes=len(distilled.classes),
-        ipc=ipc_text(distilled.ipc),
+        ipc=_balance(distilled),
         method=_cell(origin.method_spec.get("type", "?")),
         nature=nature,
         risk=risk,
-        net=distilled.net.name,
+        use=_use(distilled),
         accuracy=_table(origin.measured) if origin.measured else "Not measured yet.",
         facts=_table(_facts(distilled)),
         constants=_table(origin.method_spec),
@@ -85,6 +86,20 @@ def card(distilled: DistilledSet) -> str:
         rows=ROWS,
         columns=COLUMNS,
     )
+
+
+def _balance(distilled: DistilledSet) -> str:
+    """Return the images per class in words, as far as they are known."""
+    unknown = isinstance(distilled.targets, Embedding) and distilled.targets.own is None
+    return "which images are of which is not known" if unknown else ipc_text(distilled.ipc)
+
+
+def _use(distilled: DistilledSet) -> str:
+    """Return the line of code that trains a network on the set."""
+    what, how = "model", "train"
+    if isinstance(distilled.targets, Embedding):
+        what, how = "encoder", "pretrain"
+    return f'{what} = potstill.load("path/to/this/folder").{how}("{distilled.net.name}")'
 
 
 def ipc_text(ipc: tuple[int, ...]) -> str:
@@ -104,6 +119,8 @@ def _facts(distilled: DistilledSet) -> dict[str, Any]:
     return {
         "classes": ", ".join(names[:ROWS]) + more,
         "targets": type(targets).__name__.lower() if stored is None else "labels of views",
+        "encoder": targets.by and to_json(targets.by) if isinstance(targets, Embedding) else None,
+        "features": targets.features.shape[1] if isinstance(targets, Embedding) else None,
         "labels of views": stored and {**to_json(stored.plan), "teachers": list(stored.teachers)},
         "bytes": distilled.nbytes(),
         "normaliser": distilled.space.describe(),

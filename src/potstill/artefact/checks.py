@@ -9,12 +9,15 @@ from torch import Tensor
 
 from potstill.artefact.decode import Identity
 from potstill.artefact.stored import LabelStore
-from potstill.artefact.targets import Soft, check_targets
+from potstill.artefact.targets import Embedding, Hard, Soft, check_targets
 from potstill.core.errors import InputError
 from potstill.data.space import Space
 
 if TYPE_CHECKING:
     from potstill.artefact.types import DistilledSet
+
+LOSSES = {Hard: "ce", LabelStore: "ce", Soft: "soft_ce", Embedding: "mse"}
+"""The loss of a recipe for each kind of targets."""
 
 
 def check_set(s: DistilledSet) -> None:
@@ -54,10 +57,12 @@ def check_nested(s: DistilledSet, wanted: str) -> None:
 
 def _check_recipe(s: DistilledSet) -> None:
     """Refuse a recipe that is for other targets than the set has."""
-    recipe, wanted = s.recipe, "soft_ce" if isinstance(s.targets, Soft) else "ce"
+    recipe, wanted = s.recipe, LOSSES[type(s.targets)]
     if recipe.loss != wanted:
         kind = type(s.targets).__name__
         raise InputError(f"{kind} targets need loss {wanted!r}, not {recipe.loss!r}.")
+    if isinstance(s.targets, Embedding) and s.targets.own is None and recipe.balanced:
+        raise InputError("Class-balanced batches need the class of each image (own).")
     if not isinstance(s.targets, LabelStore):
         return
     plan = s.targets.plan

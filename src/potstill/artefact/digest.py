@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from potstill.artefact.decode import Identity
 from potstill.artefact.stored import LabelStore
-from potstill.artefact.targets import Soft
+from potstill.artefact.targets import Embedding, Soft
 from potstill.artefact.types import DistilledSet
 from potstill.core.spec import canonical
 from potstill.core.state import tensor_digest
@@ -21,6 +21,6 @@ def set_digest(s: DistilledSet) -> str:
     if isinstance(s.targets, LabelStore):
         texts += (canonical([s.targets.plan, s.targets.digests]),)
     tensors = {"images": s.images, "targets": s.targets.values}
-    if isinstance(s.targets, Soft) and s.targets.own is not None:
+    if isinstance(s.targets, Soft | Embedding) and s.targets.own is not None:
         tensors["classes"] = s.targets.own
     return tensor_digest(tensors, *texts)

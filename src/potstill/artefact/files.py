@@ -20,7 +20,7 @@ from typing import Any
 from potstill.artefact.card import card
 from potstill.artefact.labels import LabelPlan
 from potstill.artefact.stored import LabelStore
-from potstill.artefact.targets import Hard, Soft, Targets
+from potstill.artefact.targets import Embedding, Hard, Soft, Targets
 from potstill.artefact.types import DistilledSet
 from potstill.core.errors import InputError
 from potstill.core.files import file_hash, read_json, replacing_folder, write_json, write_text
@@ -35,7 +35,7 @@ LABELS = "labels"
 FIELDS = ("classes", "space", "recipe", "net", "decode", "blocks", "ref", "origin")
 STORED = ("plan", "teachers", "digests", "nbytes")
 """What set.json says of labels of views."""
-TARGETS = {"hard": Hard, "soft": Soft, "stored": LabelStore}
+TARGETS = {"hard": Hard, "soft": Soft, "stored": LabelStore, "embedding": Embedding}
 
 
 def save(distilled: DistilledSet, path: str | Path) -> None:
@@ -57,9 +57,10 @@ def save(distilled: DistilledSet, path: str | Path) -> None:
         distilled.targets.check()
     with replacing_folder(target) as folder:
         tensors: dict[str, Any] = {"images": distilled.images}
-        tensors["targets"] = distilled.targets.values
-        if isinstance(distilled.targets, Soft) and distilled.targets.own is not None:
-            tensors["classes"] = distilled.targets.own
+        own = distilled.targets
+        tensors["targets"] = own.kept if isinstance(own, Embedding) else own.values
+        if isinstance(own, Soft | Embedding) and own.own is not None:
+            tensors["classes"] = own.own
         if isinstance(distilled.space, Zca):
             tensors["space"] = distilled.space.tensors()
         save_tree(folder / TENSORS, tensors)
@@ -128,6 +129,8 @@ def _write_facts(distilled: DistilledSet, folder: Path) -> None:
     facts["targets"] = kinds[type(distilled.targets)]
     if isinstance(distilled.targets, LabelStore):
         facts |= {name: to_json(getattr(distilled.targets, name)) for name in STORED}
+    if isinstance(distilled.targets, Embedding):
+        facts["encoder"] = to_json(distilled.targets.by)
     records = {name: getattr(distilled, name) for name in FIELDS}
     records["space"] = distilled.space.record()
     facts |= to_json(records)
@@ -145,6 +148,8 @@ def _targets(
         return Hard(tensors["targets"])
     if kind is Soft:
         return Soft(tensors["targets"], tensors.get("classes"))
+    if kind is Embedding:
+        return Embedding(tensors["targets"], tensors.get("classes"), from_json(facts["encoder"]))
     told = {name: from_json(facts[name]) for name in STORED}
     width, files = len(fields["classes"]), _shards(folder, told["plan"])
     return LabelStore(labels=tensors["targets"], width=width, files=files, **told)

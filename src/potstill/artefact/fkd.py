@@ -3,8 +3,9 @@
 A folder an epoch, in it a file a batch: a list of crops [B, 4] (top, left, height, width as parts
 of the image's sides), flips [B], a permutation [B] of the batch, l, the box (first row, first
 column, last row, last column, the last excluded) that is taken from the permuted batch, and logits
-[B, K]. Which images a batch has is not stored: it follows from torch's sampler with one generator
-of seed 42 that runs on through the epochs.
+[B, K]. Without a box, views are mixed by MixUp: l of the batch, 1 - l of the permuted one. Which
+images a batch has is not stored: it follows from torch's sampler with one generator of seed 42 that
+runs on through the epochs.
 
 Source: Shen and Xing, "A Fast Knowledge Distillation Framework for Visual Recognition", ECCV 2022
 (arXiv 2112.01528), as SRe2L uses it (arXiv 2306.13092).
@@ -27,7 +28,7 @@ from torch import Tensor
 from potstill.artefact.imports import Images
 from potstill.artefact.labels import Epoch, LabelPlan
 from potstill.artefact.stored import LabelStore, label_store, write_labels
-from potstill.augment import Crops, CutMix
+from potstill.augment import Crops, CutMix, MixUp
 from potstill.core.errors import InputError
 from potstill.core.files import file_hash, replacing_folder
 from potstill.core.store import default_cache
@@ -47,6 +48,8 @@ class Batch(NamedTuple):
     """int64 [B]; whose view fills the box."""
     box: tuple[int, int, int, int]
     """First and last row, first and last column (the last excluded); zeros without a box."""
+    own: float | None
+    """Weight of an image's own pixels, of MixUp."""
     logits: Tensor
     """[B, K]."""
 
@@ -66,12 +69,13 @@ def import_labels(folder: Path, labels: Tensor, wanted: Images) -> LabelStore:
     """
     epochs = _files(folder)
     first = read_batch(epochs[0][0], wanted)
+    boxes = CutMix(prob=1.0) if any(first.box) else None
     plan = LabelPlan(
         epochs=len(epochs),
         batch=len(first.logits),
         codes="float16",
         crops=Crops(),
-        mix=CutMix(prob=1.0) if any(first.box) else None,
+        mix=boxes if first.own is None else MixUp(),
     )
     digest = file_hash(*(file for files in epochs for file in files))
     home = default_cache() / "imported" / f"{digest[:20]}-{len(labels)}"
@@ -107,7 +111,8 @@ def read_epoch(files: list[Path], order: Tensor, wanted: Images) -> tuple[Epoch,
         InputError: if the files are not of as many images as the order has.
     """
     count, start = len(order), 0
-    crops, logits = torch.empty(count, 7, dtype=torch.float64), torch.empty(count, wanted.classes)
+    crops, own = (torch.zeros(count, n, dtype=torch.float64) for n in (7, 1))
+    logits = torch.empty(count, wanted.classes, dtype=torch.float16)
     partner, box = torch.arange(count), torch.zeros(count, 4, dtype=torch.int64)
     for file in files:
         batch = read_batch(file, wanted)
@@ -115,12 +120,13 @@ def read_epoch(files: list[Path], order: Tensor, wanted: Images) -> tuple[Epoch,
         start += len(batch.logits)
         if start > count:
             break
-        crops[rows], logits[rows] = batch.crops, batch.logits.float()
+        crops[rows], own[rows], logits[rows] = batch.crops, batch.own or 0.0, batch.logits.half()
         partner[rows], box[rows] = rows[batch.partner], torch.tensor(batch.box)
     if start != count:
         more = "more than " * (start > count) + f"{min(start, count)}"
         raise InputError(f"The labels in {files[0].parent} are of {more} images, not of {count}.")
-    return Epoch(order=order, crops=crops, partner=partner, box=box), logits
+    weights = own[:, 0] if own.any() else None
+    return Epoch(order=order, crops=crops, partner=partner, box=box, own=weights), logits
 
 
 def read_batch(file: Path, wanted: Images) -> Batch:
@@ -135,12 +141,12 @@ def read_batch(file: Path, wanted: Images) -> Batch:
             f"{file} must hold a list of crops, flips, permutation, weight, box and logits, not "
             f"{kind_of(held)}."
         )
-    boxes, flips, permutation, _, box, logits = held
+    boxes, flips, permutation, weight, box, logits = held
     count = len(logits) if torch.is_tensor(logits) and logits.ndim else 0
     _check_tensors(file, {"crops": (boxes, (count, 4)), "flips": (flips, (count,))})
     _check_tensors(file, {"logits": (logits, (count, wanted.classes))})
-    if (permutation is None) != (box is None):
-        raise InputError(f"{file} has labels of MixUp, which are not read; only those of CutMix.")
+    if permutation is None and box is not None:
+        raise InputError(f"{file} has a box without a permutation of the batch.")
     sides = torch.tensor(wanted.shape[1:] * 2)
     exact = boxes.double() * sides
     pixels = exact.round()
@@ -153,13 +159,18 @@ def read_batch(file: Path, wanted: Images) -> Batch:
         )
     none = torch.zeros(count, 2, dtype=torch.float64)
     crops = torch.cat([pixels, flips.double()[:, None], none], dim=1)
-    if box is None:
-        return Batch(crops, torch.arange(count), (0, 0, 0, 0), logits)
+    if permutation is None:
+        return Batch(crops, torch.arange(count), (0, 0, 0, 0), None, logits)
     _check_tensors(file, {"permutation": (permutation, (count,))})
     partner = permutation.long()
     if not torch.equal(partner.sort().values, torch.arange(count)):
         raise InputError(f"{file}: the permutation is none of {count} images.")
-    return Batch(crops, partner, _box(file, box, wanted), logits)
+    if box is not None:
+        return Batch(crops, partner, _box(file, box, wanted), None, logits)
+    if not isinstance(weight, (int, float)) or not 0 <= weight <= 1:
+        raise InputError(f"{file}: the weight of MixUp lies between 0 and 1, not at {weight!r}.")
+    high, wide = wanted.shape[1:]
+    return Batch(crops, partner, (0, high, 0, wide), float(weight), logits)
 
 
 def _check_tensors(file: Path, things: dict[str, tuple[Any, tuple[int, ...]]]) -> None:

@@ -1,8 +1,9 @@
 """Labels of augmented images: what was done to an image follows from seeds, its label is kept.
 
 Epoch e of a plan gives every image one view: its own crop, flip and shift, and a box of the view of
-another image (CutMix). A teacher labels the views, and whoever trains sees the same views again,
-in batches of any size, because what belongs to an image is drawn by its row.
+another image (CutMix), or a part of all of it (MixUp). A teacher labels the views, and whoever
+trains sees the same views again, in batches of any size, because what belongs to an image is drawn
+by its row.
 
 Source: Shen and Xing, "A Fast Knowledge Distillation Framework for Visual Recognition", ECCV 2022
 (arXiv 2112.01528), as SRe2L uses it (arXiv 2306.13092).
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from potstill.artefact.quantise import Codes, row_bytes
-from potstill.augment import Crops, CutMix, Params
+from potstill.augment import Crops, CutMix, Mix, Params
 from potstill.core.errors import InputError, unknown
 from potstill.core.keys import generator
 from potstill.core.spec import record
@@ -39,15 +40,15 @@ class LabelPlan:
     epochs: int = 300
     """Epochs with views of their own; a longer training begins again with the first."""
     batch: int = 1024
-    """Images among which one box is shared and partners are drawn, for the scope `batch`."""
+    """Images that share a box or weight, and among which partners are drawn (scope `batch`)."""
     codes: Codes = "uint8"
     """How logits are kept."""
     crops: Crops = Crops()
     """Crop, flip and shift of a view."""
-    mix: CutMix | None = CutMix(prob=1.0)
-    """What puts boxes of other views into a view."""
+    mix: Mix | None = CutMix(prob=1.0)
+    """What puts boxes of other views, or parts of them, into a view."""
     mix_scope: Literal["batch", "image"] = "batch"
-    """One box for a batch (as published), or for every image its own."""
+    """One box or weight for a batch (as published), or for every image its own."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -78,6 +79,8 @@ class Epoch:
     """The row whose view fills the box, int64 [N]."""
     box: Tensor
     """First and last row, first and last column of the box (the last excluded), int64 [N, 4]."""
+    own: Tensor | None = None
+    """Weight of an image's own pixels within the box, float64 [N]; None: 0."""
 
 
 def epoch_of(plan: LabelPlan, epoch: int, count: int, shape: tuple[int, int, int]) -> Epoch:
@@ -90,6 +93,7 @@ def epoch_of(plan: LabelPlan, epoch: int, count: int, shape: tuple[int, int, int
     order = torch.randperm(count, generator=chance("order"))
     crops = plan.crops.sample(count, shape, chance("crops")).values
     partner, box = torch.arange(count), torch.zeros(count, 4, dtype=torch.int64)
+    own = torch.zeros(count, dtype=torch.float64)
     if plan.mix is not None:
         alone, mix = plan.mix_scope == "image", chance("mix")
         if alone:
@@ -100,9 +104,11 @@ def epoch_of(plan: LabelPlan, epoch: int, count: int, shape: tuple[int, int, int
                 continue
             high, wide = mixing.rows, mixing.columns
             box[rows] = torch.tensor([high.start, high.stop, wide.start, wide.stop])
+            own[rows] = mixing.own
             if not alone:
                 partner[rows] = rows[mixing.partner]
-    return Epoch(order=order, crops=crops, partner=partner, box=box)
+    weights = own if own.any() else None
+    return Epoch(order=order, crops=crops, partner=partner, box=box, own=weights)
 
 
 def views(
@@ -126,6 +132,9 @@ def views(
     if not bool(mixed.any()):
         return x
     other = cropped(epoch.partner[rows])
+    if epoch.own is not None:
+        own = epoch.own[rows, None, None, None]
+        other = own.to(x) * x + (1 - own).to(x) * other
     box = box.to(x.device)
     high, wide = (_between(box[:, k : k + 2], x.shape[2 + k // 2]) for k in (0, 2))
     return torch.where(high[:, None, :, None] & wide[:, None, None, :], other, x)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from potstill.artefact.targets import Embedding
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -33,7 +35,8 @@ def sheet(distilled: DistilledSet) -> Image:
     """
     from PIL import Image, ImageDraw, ImageFont
 
-    owner = distilled.targets.classes.cpu()
+    owner, targets = distilled.targets.classes.cpu(), distilled.targets
+    known = not isinstance(targets, Embedding) or targets.own is not None
     shown = [k for k, n in enumerate(distilled.ipc) if n][:ROWS]
     rows = [(owner == k).nonzero().flatten()[:COLUMNS] for k in shown]
     _, height, width = distilled.shape
@@ -44,7 +47,8 @@ def sheet(distilled: DistilledSet) -> Image:
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default()
     for r, (k, row) in enumerate(zip(shown, rows, strict=True)):
         top = GAP + r * tall
-        text = _fitted(_ascii(distilled.classes[k], k), lambda t: draw.textlength(t, font=font))
+        name = distilled.classes[k] if known else "images"
+        text = _fitted(_ascii(name, k), lambda t: draw.textlength(t, font=font))
         draw.text((4, top + tall // 2), text, fill="black", font=font, anchor="lm")
         for c, pixels in enumerate(_rgb(distilled.view(row.to(distilled.images.device)))):
             image = Image.fromarray(pixels.numpy())

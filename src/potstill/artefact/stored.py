@@ -108,18 +108,22 @@ class LabelStore:
         )
 
 
-def write_labels(file: Path, logits: Tensor, plan: LabelPlan, epoch: Epoch | None = None) -> None:
+def write_labels(
+    file: Path, logits: Tensor | dict[str, Tensor], plan: LabelPlan, epoch: Epoch | None = None
+) -> None:
     """Write the labels of one epoch: floating logits [N, K] by the row of the image.
 
-    `epoch` are the views themselves, where these do not follow from the plan's seed (labels that
-    another program made).
+    They may be packed in the plan's form before (`quantise.packed_rows`). `epoch` are the views
+    themselves, where these do not follow from the plan's seed (labels that another program made).
 
     Raises:
         InputError: for logits that cannot be kept in the plan's form.
         WorkError: if the disk refuses.
     """
     told = {} if epoch is None else {name: getattr(epoch, name) for name in _VIEWS}
-    save_tree(file, {**packed(logits, plan.codes), **told})
+    told = {name: part for name, part in told.items() if part is not None}
+    parts = packed(logits, plan.codes) if isinstance(logits, Tensor) else logits
+    save_tree(file, {**parts, **told})
 
 
 def read_labels(file: Path, plan: LabelPlan, classes: int, rows: Tensor | None = None) -> Tensor:

@@ -8,12 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from potstill.artefact.checks import check_nested, check_set
+from potstill.artefact.blocks import prefix, staged, taken
+from potstill.artefact.checks import check_set
 from potstill.artefact.decode import Decoder, Identity
 from potstill.artefact.records import Block, Provenance
 from potstill.artefact.stored import LabelStore
-from potstill.artefact.targets import Hard, Soft, Targets
-from potstill.artefact.use import Deployed, Loader, trained
+from potstill.artefact.targets import Embedding, Hard, Soft, Targets
+from potstill.artefact.use import Deployed, Loader, pretrained, trained
 from potstill.core.errors import InputError
 from potstill.data.normalise import unit_range
 from potstill.data.space import Space, prepared
@@ -96,8 +97,8 @@ class DistilledSet:
         return images, self.targets.values, prepare
 
     def places(self) -> Tensor | None:
-        """Return the class of each training image, int64, where soft targets have one beside."""
-        own = self.targets.own if isinstance(self.targets, Soft) else None
+        """Return the class of each training image, int64, where targets have one beside them."""
+        own = self.targets.own if isinstance(self.targets, Soft | Embedding) else None
         return None if own is None else own[self.decode.index(own)[:, 0]]
 
     @property
@@ -123,21 +124,7 @@ class DistilledSet:
             InputError: if the set has no blocks, blocks that do not follow one another, or blocks
                 that do not say how to train on them while no `stage` is given.
         """
-        check_nested(self, "stages")
-        if not (stage or self.blocks[0].train):
-            raise InputError("The blocks of the set do not say how to train on them in stages.")
-        own = self.recipe.lr
-        first, *others = (
-            replace(
-                segment,
-                lr_scale=segment.lr_scale * ((block.lr or own) / own),
-                optimizer="carried",
-                blocks=k,
-            )
-            for k, block in enumerate(self.blocks, 1)
-            for segment in stage or block.train
-        )
-        return replace(self.recipe, segments=(replace(first, optimizer="new"), *others))
+        return staged(self, stage)
 
     def prefix(self, blocks: int) -> DistilledSet:
         """Return the set of the first so many blocks, to be used like any other (see `taken`).
@@ -145,18 +132,7 @@ class DistilledSet:
         Raises:
             InputError: if it has no blocks, fewer, or blocks that do not follow one another.
         """
-        check_nested(self, "prefix")
-        if not 1 <= blocks <= len(self.blocks):
-            raise InputError(
-                f"The set has {len(self.blocks)} block{'s'[: len(self.blocks) != 1]}; a prefix "
-                f"takes the first 1 to {len(self.blocks)}, not {blocks}."
-            )
-        first, own = self.blocks[:blocks], self.recipe.lr
-        taken = self.taken(torch.arange(first[-1].stop))
-        if (lr := first[-1].lr) is None:
-            return replace(taken, blocks=first)
-        first = tuple(replace(block, lr=block.lr or own) for block in first)
-        return replace(taken, blocks=first, recipe=replace(self.recipe, lr=lr))
+        return prefix(self, blocks)
 
     def cut(self, ipc: int) -> DistilledSet:
         """Return the set of the first so many images of each class (see `taken`).
@@ -174,19 +150,16 @@ class DistilledSet:
 
         Labels of views, which are of all images together, give way to classes.
         """
-        if isinstance(self.targets, LabelStore):
-            return self.hardened().taken(rows)
-        own = tuple(self.origin.rows[k] for k in rows.tolist()) if self.origin.rows else ()
-        return replace(
-            self,
-            images=self.images[rows],
-            targets=self.targets.taken(rows),
-            blocks=(),
-            origin=replace(self.origin, accuracy="{}", rows=own),
-        )
+        return taken(self, rows)
 
     def hardened(self) -> DistilledSet:
-        """Return the set with the class of each image as its label, and without a teacher."""
+        """Return the set with the class of each image as its label, and without a teacher.
+
+        Raises:
+            InputError: if the set holds features and no classes.
+        """
+        if isinstance(self.targets, Embedding) and self.targets.own is None:
+            raise InputError("The set does not tell the classes of its images.")
         recipe = replace(self.recipe, loss="ce", lesson=None)
         return replace(self, targets=Hard(self.targets.classes), recipe=recipe)
 
@@ -206,8 +179,16 @@ class DistilledSet:
         The default is the network that the set was made with; a ConvNet of another depth takes
         its width and so on, as in `potstill.evaluate`. Returns a module that takes pictures:
         uint8, or float in [0, 1], of the channels and size of the data set.
+
+        Raises:
+            InputError: for a set whose targets are features (see `pretrain`).
         """
-        net = self.net if net is None else variant(net, self.net) if isinstance(net, str) else net
+        if isinstance(self.targets, Embedding):
+            raise InputError(
+                "The targets of this set are features of an encoder, not classes: pretrain(net) "
+                "returns an encoder; train a classifier on what it gives."
+            )
+        net = self._net(net)
         images, targets, prepare = self.prepared()
         stored = self.targets if isinstance(self.targets, LabelStore) else None
 
@@ -229,6 +210,29 @@ class DistilledSet:
             seed=seed,
         )
 
+    def pretrain(self, net: str | NetSpec | None = None, *, seed: int = 0) -> Deployed:
+        """Pre-train a fresh network to give the targets, and return it without its last layer.
+
+        By the recipe of the set, on the device of its images; the default network is that of
+        `train`. Returns a module that takes pictures as that of `train` does and gives features
+        [N, F]: what the last layer was given.
+
+        Raises:
+            InputError: for a set whose targets are classes (see `train`), or a network that does
+                not end in a linear layer.
+        """
+        if not isinstance(self.targets, Embedding):
+            raise InputError(
+                "The targets of this set are classes, not features of an encoder: use train(net)."
+            )
+        images, targets, prepare = self.prepared()
+        given = (self._net(net), self.recipe, self.space, images, targets)
+        return pretrained(*given, places=self.places(), prepare=prepare, seed=seed)
+
+    def _net(self, net: str | NetSpec | None) -> NetSpec:
+        """Return the network that is meant."""
+        return variant(net or "own", self.net) if net is None or isinstance(net, str) else net
+
     def save(self, path: str | Path) -> None:
         """Write the set as a folder; see `potstill.artefact.files.save`."""
         from potstill.artefact.files import save
@@ -237,7 +241,9 @@ class DistilledSet:
 
     def nbytes(self) -> dict[str, int]:
         """Return the bytes of images, targets and normaliser, and of labels of views."""
-        found = {"images": self.images.nbytes, "targets": self.targets.values.nbytes}
+        own = self.targets
+        targets = own.kept if isinstance(own, Embedding) else own.values
+        found = {"images": self.images.nbytes, "targets": targets.nbytes}
         if isinstance(self.targets, LabelStore):
             found["labels"] = self.targets.nbytes
         return {**found, "normaliser": self.space.nbytes()}

@@ -14,6 +14,7 @@ from potstill.data.space import Space
 from potstill.functional.advance import Prepare, Replay
 from potstill.functional.schedule import TrainSpec
 from potstill.functional.train import View, fit
+from potstill.nets.projector import without_head
 from potstill.nets.spec import NetSpec, flat
 
 
@@ -45,7 +46,7 @@ class Loader:
 
 
 class Deployed(nn.Module):
-    """A trained network with its normaliser in front: pictures in, logits out.
+    """A trained network with its normaliser in front: pictures in, logits or features out.
 
     Pictures are uint8, or floating in [0, 1], [N, C, H, W].
 
@@ -64,7 +65,7 @@ class Deployed(nn.Module):
         self.net = net
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Return logits [N, K]."""
+        """Return what the network gives: logits [N, K], features [N, F] of an encoder."""
         if tuple(pictures.shape[1:]) != self.shape:
             raise InputError(
                 f"Pictures must be [N, {', '.join(map(str, self.shape))}], "
@@ -130,3 +131,31 @@ def trained(
         replay=replay,
     )
     return Deployed(fresh.load(theta), space, images.shape[1:]).eval()
+
+
+def pretrained(
+    net: NetSpec,
+    recipe: TrainSpec,
+    space: Space,
+    images: Tensor,
+    targets: Tensor,
+    *,
+    places: Tensor | None = None,
+    prepare: Prepare | None = None,
+    seed: int,
+) -> Deployed:
+    """Fit a network to features [N, D] of images; return it without its last layer, for pictures.
+
+    `places` and `prepare` are as in `fit`.
+
+    Raises:
+        InputError: if the network does not end in a linear layer.
+    """
+    channels, height, width = images.shape[1:]
+    key, size = ("pretrain",), (height, width)
+    fresh = flat(net, channels=channels, size=size, classes=targets.shape[1], seed=seed, key=key)
+    without_head(fresh.load(fresh.theta0), name=net.name)  # refuses before the work
+    theta = fresh.theta0.to(images.device)
+    given = (images, targets.to(theta), recipe)
+    theta = fit(fresh, theta, *given, seed=seed, key=key, places=places, prepare=prepare)
+    return Deployed(without_head(fresh.load(theta), name=net.name), space, images.shape[1:]).eval()

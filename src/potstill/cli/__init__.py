@@ -14,6 +14,7 @@ from potstill.cli.flags import one, parse, run_from
 from potstill.cli.imports import import_command
 from potstill.cli.listings import LISTINGS
 from potstill.cli.options import EvaluateFlags, ResumeFlags, Score
+from potstill.cli.probe import probe
 from potstill.cli.studies import study
 from potstill.core.errors import InputError, PartDone, WorkError, unknown
 from potstill.core.torchrun import rank
@@ -116,7 +117,8 @@ def _folder(run_spec: Run) -> Path:
     from potstill.methods import name_of
 
     method = name_of(run_spec.method).replace(":", "-")
-    name = run_spec.recipe or f"{method}_ipc{run_spec.ipc}"
+    amount = run_spec.amount.replace(" ", "").replace("%", "pc")
+    name = run_spec.recipe or f"{method}_{amount}"
     return Path("runs") / f"{name}-{run_spec.scale}-seed{run_spec.seed}"
 
 
@@ -130,12 +132,15 @@ def _carry_out(run_spec: Run, out: Path, where: Where, score: Score | None) -> i
 
 def _finish(out: Path, where: Where, report: Any, score: Score | None) -> int:
     """Say where the set is and score it: work of the first process."""
+    from potstill.artefact import Embedding, load
     from potstill.run import resume_line, stoppable
 
     if rank():
         return 0
     report.say(f"distilled set: {out / 'distilled'} (preview.png shows it)")
-    if score is not None:
+    if score is not None and isinstance(load(out).targets, Embedding):
+        report.say(f"It is for pre-training: `potstill probe {out}` scores it.")
+    elif score is not None:
         with stoppable(resume_line(out)):
             _score(out, score, where)
     return 0
@@ -146,7 +151,6 @@ def _score(path: Path, score: Score, where: Where, wish: Wish | None = None) -> 
     from potstill.job import score as score_set
     from potstill.report import rich_matrix, rich_table
 
-    report = _console()
     result = score_set(
         path,
         data=score.data,
@@ -155,11 +159,12 @@ def _score(path: Path, score: Score, where: Where, wish: Wish | None = None) -> 
         protocol=score.protocol,
         regimes=score.regimes,
         prefix=score.prefix,
+        continual=score.continual,
         beside=score.beside,
         baselines=score.baselines,
         wish=wish,
         where=where,
-        report=report,
+        report=_console(),
     )
     from rich.console import Console
 
@@ -186,12 +191,8 @@ def _resume(arguments: list[str]) -> int:
 def _evaluate(arguments: list[str]) -> int:
     """Score a set or run beside random and k-means real images: potstill evaluate SET_OR_RUN."""
     path, rest = one(arguments, "evaluate", "set_or_run")
-    flags = parse(
-        EvaluateFlags,
-        rest,
-        name="evaluate SET_OR_RUN",
-        text="Train fresh networks on a distilled set and on as many real images; compare.",
-    )
+    text = "Train fresh networks on a distilled set and on as many real images; compare."
+    flags = parse(EvaluateFlags, rest, name="evaluate SET_OR_RUN", text=text)
     from potstill.run import stoppable
 
     with stoppable("the same command; what is finished is kept"):
@@ -241,6 +242,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "resume": _resume,
     "plan": _plan,
     "evaluate": _evaluate,
+    "probe": probe,
     "reproduce": _reproduce,
     "study": study,
     "experts": experts,

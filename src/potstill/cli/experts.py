@@ -57,6 +57,7 @@ def _train(arguments: list[str]) -> int:
             engine=where.engine,
             workers=where.workers,
             on_done=lambda done, total: advance(done),
+            on_part=advance,
         )
         folders = [store.verify(KIND, spec) for spec in tasks.specs]
     facts = [Trajectory(folder).facts for folder in folders]
@@ -72,7 +73,7 @@ def _completed(arguments: list[str]) -> list[str]:
     if rest and not rest[0].startswith("-"):
         return rest
     more = [] if "--method" in given else ["--method", "mtt"]
-    return [*rest, *more, *([] if "--ipc" in given else ["--ipc", "1"])]
+    return [*rest, *more, *([] if {"--ipc", "--size"} & given else ["--ipc", "1"])]
 
 
 def _list(arguments: list[str]) -> int:

@@ -47,10 +47,11 @@ def parse(cls: type[T], arguments: list[str], *, name: str, text: str) -> T:
 
 
 def _flag_types() -> Any:
-    """Return how tyro reads types that are no plain values: an augmentation is a text."""
+    """Return how tyro reads types that are no plain values: augmentations, losses of pairs."""
     from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
     from potstill.augment import Policy, policy_of, text_of
+    from potstill.functional.selfsup import PairLoss, pair_loss_of, text_of_loss
 
     registry = ConstructorRegistry()
 
@@ -64,6 +65,18 @@ def _flag_types() -> Any:
             instance_from_str=lambda texts: policy_of(texts[0]),
             is_instance=lambda thing: thing is None or isinstance(thing, Policy),
             str_from_instance=lambda thing: [text_of(thing)],
+        )
+
+    @registry.primitive_rule
+    def pair_loss(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+        if info.type != PairLoss:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="bt|simclr",
+            instance_from_str=lambda texts: pair_loss_of(texts[0]),
+            is_instance=lambda thing: isinstance(thing, PairLoss),
+            str_from_instance=lambda thing: [text_of_loss(thing)],
         )
 
     return registry
@@ -108,7 +121,8 @@ def _settings(default: Run, *more: type, missing: Sequence[str] = ()) -> type[An
     import tyro
 
     method = _typed(default.method)
-    own = {"method": type(method), "recipe": tyro.conf.Suppress[str | None]}
+    own: dict[str, Any] = {"method": type(method), "recipe": tyro.conf.Suppress[str | None]}
+    own["ipc"] = int if default.size is None else int | None
     return _flags_of(dataclasses.replace(default, method=method), own, *more, missing=missing)
 
 
@@ -126,10 +140,11 @@ def _flags_of(
         (
             f.name,
             own.get(f.name, f.type),
-            dataclasses.field(default=getattr(default, f.name), kw_only=True),
+            dataclasses.field(kw_only=True)
+            if f.name in missing
+            else dataclasses.field(default=getattr(default, f.name), kw_only=True),
         )
         for f in dataclasses.fields(default)
-        if f.name not in missing
     ]
     bases, space = (type(default), *more), {"__module__": type(default).__module__}
     return dataclasses.make_dataclass(
@@ -168,15 +183,10 @@ def run_from(arguments: list[str], name: str) -> tuple[Run, Any]:
                 "Name the images with --data, folder:DIR for example (see `potstill datasets`)."
             )
         spec = method_of(method or "mtt")
-        ipc, rest = taken(rest, "--ipc")
-        if ipc is None and not asked:
-            raise InputError("Say how many images a class are wanted: --ipc N.")
-        if ipc is not None and not ipc.lstrip("-").isdecimal():
-            raise InputError(f"--ipc must be a whole number, not {ipc!r}.")
-        missing += ["ipc"] if ipc is None else []
-        default = scaled(
-            Run(method=spec, data="DATA" if data is None else data, ipc=int(ipc or 1)), scale
-        )
+        amount, rest = _amount(rest, asked)
+        missing += ["ipc"] if not amount else []
+        amount = amount or {"ipc": 1}
+        default = scaled(Run(method=spec, data="DATA" if data is None else data, **amount), scale)
     if net is not None:  # with the settings of its own, not those of the default network
         default = scaled(dataclasses.replace(default, net=NetSpec(name=net)), scale)
     about = f"The recipe {recipe}" if recipe else f"The method {method or 'mtt'}"
@@ -195,6 +205,18 @@ def run_from(arguments: list[str], name: str) -> tuple[Run, Any]:
     )
     settings = {f.name: getattr(found, f.name) for f in dataclasses.fields(Run)}
     return Run(**{**settings, "method": _as(type(default.method), found.method)}), found
+
+
+def _amount(arguments: list[str], asked: bool) -> tuple[dict[str, Any], list[str]]:
+    """Take --ipc and --size out of a list of arguments; none is needed if help is asked for."""
+    ipc, rest = taken(arguments, "--ipc")
+    size, rest = taken(rest, "--size")
+    if ipc is None and size is None and not asked:
+        raise InputError("Say how many images a class are wanted: --ipc N.")
+    if ipc is not None and not ipc.lstrip("-").isdecimal():
+        raise InputError(f"--ipc must be a whole number, not {ipc!r}.")
+    given = {"ipc": None if ipc is None else int(ipc), "size": size}
+    return {name: value for name, value in given.items() if value is not None}, rest
 
 
 def _as(cls: type[T], settings: Any) -> T:

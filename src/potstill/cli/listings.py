@@ -69,10 +69,12 @@ def _nets(arguments: list[str]) -> int:
 
 def _protocols(arguments: list[str]) -> int:
     """List the rules of evaluation."""
-    from potstill.evaluation import PROTOCOLS
+    from potstill.evaluation import PROBES, PROTOCOLS
 
     _nothing(arguments, "protocols")
-    return _listing([(n, PROTOCOLS.get(n).help) for n in PROTOCOLS.names()])
+    _listing([(n, PROTOCOLS.get(n).help) for n in PROTOCOLS.names()])
+    print("\nOf `potstill probe`:\n")
+    return _listing([(n, PROBES.get(n).help) for n in PROBES.names()])
 
 
 def _nothing(arguments: list[str], name: str) -> None:

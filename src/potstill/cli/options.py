@@ -85,6 +85,9 @@ class Score:
     of every augmented batch); by default those of the set or protocol."""
     prefix: int | None = None
     """Score the first so many blocks of the set; all by default."""
+    continual: int | None = None
+    """Let the classes come in so many steps: fresh networks on the images of the classes so far,
+    tested on these classes."""
     beside: tuple[Path, ...] = ()
     """Other sets or runs, cut to as many images a class (the first of each), by their recipes."""
     baselines: bool = True

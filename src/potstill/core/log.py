@@ -50,7 +50,10 @@ class Reporter(Protocol):
         ...
 
     def phase(self, label: str, total: int, done: int = 0) -> Any:
-        """Return a context manager that yields `advance(done, note, total)`."""
+        """Return a context manager that yields `advance(done, note, total)`.
+
+        `done` may have a part of something under way: 2.35.
+        """
         ...
 
 
@@ -86,15 +89,15 @@ class Console:
         if not self._console.is_terminal:
             begin, first, shown = time.perf_counter(), done, -1
 
-            def line(done: int, note: str = "", total: int = total) -> None:
+            def line(done: float, note: str = "", total: int = total) -> None:
                 nonlocal shown
-                tenth = 10 * done // max(total, 1)
+                tenth = int(10 * done / max(total, 1))
                 if tenth > shown:
-                    shown = tenth
-                    spent = time.perf_counter() - begin
-                    left = spent / max(done - first, 1) * (total - done)
-                    eta = f", about {left:.0f} s left" if first < done < total else ""
-                    self.say(f"{label}: {done}/{total}{eta}{'  ' + note if note else ''}")
+                    shown, eta = tenth, ""
+                    if first < done < total:
+                        left = (time.perf_counter() - begin) / (done - first) * (total - done)
+                        eta = f", about {left:.0f} s left"
+                    self.say(f"{label}: {int(done)}/{total}{eta}{'  ' + note if note else ''}")
 
             yield line
             return

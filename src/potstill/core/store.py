@@ -140,11 +140,14 @@ class Store:
             except OSError as error:
                 raise WorkError(f"Cannot remove {folder}: {error.strerror or error}.") from error
 
-    def need_room(self, kind: str, specs: Sequence[Any], nbytes: int) -> None:
+    def need_room(
+        self, kind: str, specs: Sequence[Any], nbytes: int, *, what: str | None = None
+    ) -> None:
         """Refuse work of `nbytes` in all if what is unfinished of it does not fit on the disk."""
         left = sum(not self.has(kind, spec) for spec in specs)
         wanted = nbytes * left // max(len(specs), 1)
-        need_room(self.root, wanted, what=kind, hint="choose another folder with --store")
+        hint = "choose another folder with --store"
+        need_room(self.root, wanted, what=what or kind, hint=hint)
 
 
 def faults(folder: Path) -> list[str]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from potstill.core.keys import generator
 from potstill.data import Space, Split, open_space, reopen
-from potstill.experts import ExpertSpec, ImportedExpert, Trajectory
+from potstill.experts import ExpertSpec, ImportedExpert, Trajectory, expert_net
 from potstill.functional import fresh
 from potstill.nets import FlatNet
 from potstill.nets.hidden import features, head_of
@@ -71,7 +71,7 @@ def expert_module(spec: ExpertSpec | ImportedExpert, folder: Path) -> nn.Module:
     Running statistics (batch norm), which a trajectory does not hold, are measured anew.
     """
     data, trajectory = reopen(spec.data), Trajectory(folder)
-    net = fresh(spec.net, data)
+    net = expert_net(spec, data) if isinstance(spec, ExpertSpec) else fresh(spec.net, data)
     module = net.load(trajectory.row(trajectory.shape[0] - 1))
     settle(module, data.train, open_space(spec.space))
     return module.eval()

@@ -159,6 +159,10 @@ _IMAGENET = MeanStd(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 _UNIT = MeanStd(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 _TINY_SRE2L = MeanStd(mean=(0.4802, 0.4481, 0.3975), std=(0.2302, 0.2265, 0.2262))
 
+_CIFAR10_SOLO = MeanStd(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
+_CIFAR100_SOLO = MeanStd(mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762))
+_TINY_MIXBT = MeanStd(mean=(0.480, 0.448, 0.398), std=(0.277, 0.269, 0.282))
+
 for _names, _stats in {
     "cifar10@mtt cifar10@dc cifar10@idc cifar10@kip": _CIFAR10,
     "cifar100@mtt cifar100@idc": _CIFAR10,  # as published: the CIFAR-10 numbers
@@ -169,6 +173,10 @@ for _names, _stats in {
     "fashion@dc fashion@idc": _FASHION,
     "imagenet@dc imagenet@idc tiny@dc tiny@mtt": _IMAGENET,
     "tiny@sre2l": _TINY_SRE2L,
+    "cifar10@mixbt cifar100@mixbt": _CIFAR10,  # as published: one for both
+    "cifar10@sololearn": _CIFAR10_SOLO,
+    "cifar100@sololearn": _CIFAR100_SOLO,
+    "tiny@mixbt tiny@sololearn": _TINY_MIXBT,
     "imagenet21k@cda": _UNIT,  # as published: pixels in [0, 1]
 }.items():
     for _name in _names.split():

@@ -1,5 +1,6 @@
 """Engines that run lists of tasks: inline, in processes, on Ray; processes that share steps."""
 
+from potstill.engine.progress import progress
 from potstill.engine.ranks import Ranks, joined, take_gpu
 from potstill.engine.tasks import ENGINES, Tasks, check_engine, run_tasks
 from potstill.engine.together import run_together, sharing
@@ -10,6 +11,7 @@ __all__ = [
     "Tasks",
     "check_engine",
     "joined",
+    "progress",
     "run_tasks",
     "run_together",
     "sharing",

@@ -22,6 +22,7 @@ from potstill.core.compute import Compute
 from potstill.core.errors import InputError, WorkError, unknown
 from potstill.core.store import Store
 from potstill.core.threads import using_threads
+from potstill.engine.progress import heard_by
 from potstill.engine.ray import Job, in_ray
 
 ENGINES = ("inline", "processes", "ray")
@@ -58,13 +59,16 @@ def run_tasks(
     engine: str = "inline",
     workers: int = 1,
     on_done: Callable[[int, int], None] | None = None,
+    on_part: Callable[[float, str], None] | None = None,
 ) -> list[Path]:
     """Run what is not finished yet and return the folder of every spec, in the order of specs.
 
     The results do not depend on engine and workers. `on_done(finished, all)` is called after each
-    task, finished ones included. After a failure no new task starts, those under way are finished
-    and kept. An interrupt ends the workers and keeps what is finished. The engine ray@ADDRESS joins
-    a Ray cluster, ray starts one here; both begin a task anew whose worker died.
+    task, finished ones included; `on_part(finished, what)` within a task inline that tells its
+    `progress`, with the part of it that is done: (2.35, "epoch 7 of 20"). After a failure no new
+    task starts, those under way are finished and kept. An interrupt ends the workers and keeps what
+    is finished. The engine ray@ADDRESS joins a Ray cluster, ray starts one here; both begin a task
+    anew whose worker died.
 
     Raises:
         InputError: for an unknown engine, a wrong number of workers, or as a task raised it.
@@ -96,10 +100,15 @@ def run_tasks(
         if on_done is not None:
             on_done(finished, len(first))
 
+    def part(done: int, of: int, what: str) -> None:
+        if on_part is not None and done < of:
+            on_part(finished + done / of, f"{what} {done:,} of {of:,}")
+
     workers = min(workers, len(jobs))
     if jobs and engine == "inline":
         for job in jobs:
-            job()
+            with heard_by(part):
+                job()
             tick()
     elif jobs and engine == "processes":
         _in_processes(jobs, workers, tick)

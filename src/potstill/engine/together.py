@@ -22,6 +22,7 @@ def run_together(
     ranks: Ranks,
     *,
     on_done: Callable[[int, int], None] | None = None,
+    on_part: Callable[[float, str], None] | None = None,
 ) -> None:
     """Run what is not finished yet in all processes at once; the first one files the results.
 
@@ -41,7 +42,7 @@ def run_together(
         ranks.first(lambda: tasks.specs.index(spec))
         tasks.fn(spec, {**context, _TOGETHER: "1"}, folder)
 
-    run_tasks(replace(tasks, fn=announced), store, on_done=on_done)
+    run_tasks(replace(tasks, fn=announced), store, on_done=on_done, on_part=on_part)
     ranks.first(lambda: -1)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from potstill.artefact import DistilledSet, load
+from potstill.artefact import DistilledSet, Embedding, load
 from potstill.core.compute import Compute, Wish, choose
 from potstill.core.errors import InputError
 from potstill.core.store import Store, default_cache
@@ -68,11 +68,20 @@ def asked_for(
         for each in beside
     )
     for other in (s, *(one for each in others for one in each.sets)):
+        if isinstance(other.targets, Embedding):
+            raise InputError(
+                f"{other!r} holds features of an encoder, not labels of classes: `potstill probe` "
+                "scores it (in Python evaluate_pretraining)."
+            )
         check_data(other, data)
-        regimes_of(other, regimes, rules)
+        if (theirs := regimes_of(other, regimes, rules)) != (ours := regimes_of(s, regimes, rules)):
+            raise InputError(
+                f"Protocol {rules.name!r} would train on {ours[0]} labels of {s!r} and {theirs[0]} "
+                f"ones of {other!r}: name the regime, hard or online."
+            )
     modules = {  # refuses what does not fit before anything is trained
         net: build(net, channels=data.channels, size=data.size, classes=data.n_classes, seed=0)
-        for net in _nets(nets or (s.net,), s.net)
+        for net in nets_of(nets or (s.net,), s.net)
     }
     for space in (s.space, *(each.sets[0].space for each in others)):
         keep_space(space)
@@ -104,7 +113,7 @@ def rules_of(protocol: str, seeds: int | None, baselines: bool) -> Protocol:
     return replace(rules, seeds=seeds, baselines=rules.baselines and baselines)
 
 
-def _nets(nets: Sequence[str | NetSpec], own: NetSpec) -> list[NetSpec]:
+def nets_of(nets: Sequence[str | NetSpec], own: NetSpec) -> list[NetSpec]:
     """Return the networks, pools spread out, none twice."""
     found: list[NetSpec] = []
     for net in [nets] if isinstance(nets, str) else nets:

@@ -15,7 +15,16 @@ from potstill.core.store import Store
 from potstill.coresets import expert_module
 from potstill.coresets.patch_tasks import read_patches
 from potstill.data import Pixels, Split, moved, open_space, prepared, reopen
-from potstill.evaluation.specs import Distilled, EvalSpec, Online, Patched, Real, Stored, Taught
+from potstill.evaluation.specs import (
+    Distilled,
+    EvalSpec,
+    Online,
+    Patched,
+    Real,
+    Stored,
+    Taught,
+    among,
+)
 from potstill.experts import ExpertSpec, ImportedExpert
 from potstill.functional.advance import Prepare, Replay, Teach
 from potstill.functional.train import View
@@ -67,6 +76,8 @@ def _lesson(spec: EvalSpec, context: dict[str, str]) -> tuple[Lesson, LabelStore
     device = torch.device(spec.compute.device)
     if isinstance(spec.what, Distilled):
         s = _set(context[spec.what.digest], spec.what.digest)
+        if spec.seen is not None:
+            s = s.taken(among(s.targets.classes, spec.seen))
 
         def of(part: DistilledSet) -> Lesson:
             images, targets, prepare = part.prepared()
@@ -85,6 +96,9 @@ def _lesson(spec: EvalSpec, context: dict[str, str]) -> tuple[Lesson, LabelStore
         lesson = replace(of(s), view=view, ends=s.ends)
         return lesson, s.targets if isinstance(s.targets, LabelStore) else None
     images, targets = _real(spec, context)
+    if spec.seen is not None:
+        rows = among(targets, spec.seen)
+        images, targets = images[rows], targets[rows]
     stored = _stored(spec.labels, targets, context) if isinstance(spec.labels, Stored) else None
     targets = _labelled(spec, images, targets, context).to(device)
     prepare = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ from potstill.coresets import Features
 from potstill.data import DataSet
 from potstill.engine import Tasks, run_tasks
 from potstill.evaluation.asked import Asked, asked_for, rules_of
+from potstill.evaluation.continual import check_steps, in_steps, with_means
 from potstill.evaluation.groups import Labelling, groups_of
 from potstill.evaluation.images import Beside, Images, images_of
 from potstill.evaluation.online import easiest, experts_of, labellers
 from potstill.evaluation.relabelled import relabelled
-from potstill.evaluation.result import Result
+from potstill.evaluation.result import Result, Row
 from potstill.evaluation.rows import Group, row_of, shown
 from potstill.evaluation.specs import EvalSpec, Patched
 from potstill.evaluation.tasks import evaluate_one
@@ -42,6 +44,7 @@ def evaluate(
     seeds: int | None = None,
     regimes: Sequence[str] = (),
     prefix: int | None = None,
+    continual: int | None = None,
     beside: Sequence[str | Path | Beside] = (),
     baselines: bool = True,
     whole: TrainSpec | None = None,
@@ -64,6 +67,8 @@ def evaluate(
         regimes: labels of all images, side by side: "hard", "soft", "online", "stored" (see
             `regimes`); by default the set's own, and "online" with a protocol for it.
         prefix: take the first so many blocks of the set only; all by default.
+        continual: let the classes come in so many steps, each with fresh networks (see
+            `continual`); baselines have the set's own step size then.
         beside: folders of other sets, cut to their first so many images of each class as the set
             has; each is trained on by its own recipe.
         baselines: also train on matched real images (see `images_of`).
@@ -82,11 +87,18 @@ def evaluate(
     """
     rules, wish = rules_of(protocol, seeds, baselines), wish or Wish(threads=1)
     asked = asked_for(s, data, nets, rules, regimes, prefix, beside, store, wish)
+    if continual is not None:
+        check_steps(asked, continual)
+        asked = replace(asked, rules=replace(rules, lr_grid=()))
     work = partial(run_tasks, store=asked.store, engine=engine, workers=workers)
     images, labelling, folders = _prepared(asked, whole, features, teacher, work)
     groups = groups_of(asked, images, labelling)
+    if continual is not None:
+        groups = list(in_steps(asked, groups, continual))
     found = _trained(asked, groups, folders, work, on_done)
-    return _result(asked, groups, found, prefix)
+    rows = [row_of(group, found, asked.rules) for group in groups]
+    rows = shown(rows) if continual is None else list(with_means(rows, continual, asked.rules))
+    return _result(asked, rows, found, prefix)
 
 
 def _prepared(
@@ -98,10 +110,14 @@ def _prepared(
 ) -> tuple[list[Images], Labelling, dict[str, str]]:
     """Return images, whose labels they take, and folders of teachers; make what these need."""
     s, data, rules = asked.s, asked.data, asked.rules
-    taught, own = labellers(s, data, asked.regimes, teacher, store=asked.store, wish=asked.wish)
-    crops = easiest(s, data, own, asked.plain) if rules.baselines else None
+    beside, there = rules.baselines, {"store": asked.store, "wish": asked.wish}
+    taught, own = labellers(s, data, asked.regimes, teacher, beside=beside, **there)
+    crops = easiest(s, data, own, asked.plain) if beside else None
+    note = asked.note
+    if own and beside and crops is None:
+        note = "; ".join(filter(None, [note, "RDED has no images like these"]))
     patched = None if crops is None else Patched(specs=tuple(crops.specs))
-    images = images_of(s, data, rules, whole, features, asked.note, asked.beside, patched)
+    images = images_of(s, data, rules, whole, features, note, asked.beside, patched)
     if crops is not None:
         work(crops)
     stored = relabelled(asked, images, own, asked.plain, work)
@@ -128,13 +144,13 @@ def _trained(
 
 def _result(
     asked: Asked,
-    groups: Sequence[Group],
+    rows: Sequence[Row],
     found: dict[EvalSpec, dict[str, Any]],
     prefix: int | None,
 ) -> Result:
     s = asked.s
     return Result(
-        rows=tuple(shown([row_of(group, found, asked.rules) for group in groups])),
+        rows=tuple(rows),
         protocol=asked.rules.name,
         data=s.origin.data,
         identity=s.ref.identity,

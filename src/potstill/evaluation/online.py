@@ -22,7 +22,7 @@ from potstill.engine import Tasks
 from potstill.evaluation.regimes import is_stored, teacher_of
 from potstill.evaluation.specs import EvalSpec, Online, Taught
 from potstill.experts import ExpertSpec, ImportedExpert
-from potstill.teachers import Teacher, check_accuracy, check_teacher, read_teacher, teacher_facts
+from potstill.teachers import Teacher, check_facts, check_teacher, read_teacher, teacher_facts
 
 _PARENT = "teacher "
 """How a parent of a set begins that is a teacher; its digest follows."""
@@ -49,7 +49,7 @@ def own_teachers(s: DistilledSet, data: DataSet, store: Store) -> dict[Teacher, 
     found = dict(there[digest] for digest in wanted)
     for teacher, folder in found.items():
         check_teacher(teacher, data)
-        check_accuracy(teacher_facts(folder)["validation_accuracy"], teacher)
+        check_facts(teacher_facts(folder), teacher)
     return found
 
 
@@ -59,20 +59,21 @@ def labellers(
     regimes: Sequence[str],
     teacher: ExpertSpec | ImportedExpert | None,
     *,
+    beside: bool,
     store: Store,
     wish: Wish,
 ) -> tuple[dict[str, Taught | Online], dict[Teacher, Path]]:
     """Return whose labels the regimes take that need a teacher, and folders of the set's own.
 
     These are the set's own teachers, if the store has them all; else `teacher`, or one that is
-    trained on the real images.
+    trained on the real images. With `beside` they are looked for in any case, for RDED's images.
 
     Raises:
         InputError: if the set's teachers are of other data, or have learned nothing.
     """
     kinds: dict[str, type[Taught | Online]] = {"soft": Taught, "online": Online}
     asked = [regime for regime in regimes if regime in kinds]
-    if not asked and not any(is_stored(s, regime) for regime in regimes):
+    if not (asked or beside or any(is_stored(s, regime) for regime in regimes)):
         return {}, {}
     own = own_teachers(s, data, store)
     teachers = tuple(own) or ((teacher or teacher_of(s, data, wish),) if asked else ())
@@ -101,15 +102,17 @@ def easiest(
     if not own or len(set(counts)) > 1 or height != width:
         return None
     teacher, folder = next(iter(own.items()))
+    needed = counts[0] * factor**2
+    if have < needed:
+        return None
     spec = PatchSpec(
         teacher=teacher,
         data=s.ref,
         classes=(0,),
         ipc=counts[0],
         factor=factor,
+        images=max(needed, PatchSpec.images),
         seed=0,
         compute=compute,
     )
-    if min(have, spec.images) < spec.ipc * factor**2:
-        return None
     return patch_tasks(spec, class_blocks(len(counts)), teacher=folder)

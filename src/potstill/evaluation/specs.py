@@ -10,7 +10,7 @@ from torch import Tensor
 
 from potstill.artefact import MultiFormation
 from potstill.core.compute import Compute
-from potstill.core.spec import record
+from potstill.core.spec import later, record
 from potstill.coresets.patch_tasks import PatchSpec
 from potstill.data import DataRef, SpaceSpec, Split
 from potstill.experts import ExpertSpec, ImportedExpert
@@ -114,3 +114,11 @@ class EvalSpec:
     """Raised when the code changes what is measured, so that old results are not reused."""
     marks: tuple[int, ...] = ()
     """Epochs after which the network is measured too."""
+    seen: tuple[int, ...] | None = later(None)
+    """Classes, ascending, whose images alone it is trained on, and between which alone it has to
+    choose for test images of them; None: all."""
+
+
+def among(labels: Tensor, classes: tuple[int, ...]) -> Tensor:
+    """Return the rows of labels, int64 [N], that are of some classes: int64 [n]."""
+    return torch.isin(labels.cpu(), torch.tensor(classes)).nonzero()[:, 0]

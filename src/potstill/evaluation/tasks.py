@@ -13,8 +13,8 @@ from potstill.core.files import write_json
 from potstill.core.usage import peak_memory
 from potstill.data import DataRef, Pixels, SpaceSpec, moved, open_space, prepared, reopen
 from potstill.evaluation.lessons import Lesson, lesson_of
-from potstill.evaluation.specs import Distilled, EvalSpec
-from potstill.functional import accuracy, fit
+from potstill.evaluation.specs import Distilled, EvalSpec, among
+from potstill.functional import accuracy, fit, predict
 from potstill.functional.train import Prepare
 from potstill.nets import FlatNet, flat
 
@@ -97,12 +97,21 @@ def _trained(
 
 
 def _measured(spec: EvalSpec, net: FlatNet, theta: Tensor) -> dict[str, float]:
-    """Return the accuracies on the validation and the test part."""
+    """Return the accuracies on the validation and the test part, or their images of seen classes.
+
+    Of the latter the largest logit of a seen class counts.
+    """
     data, found = reopen(spec.data), {}
     for part in ("val", "test"):
         pixels, prepare = _pixels(spec.data, part, spec.space, spec.compute.device)
         labels, compute = getattr(data, part).labels, spec.compute
-        found[part] = accuracy(net, theta, pixels, labels, prepare=prepare, compute=compute)
+        if spec.seen is None:
+            found[part] = accuracy(net, theta, pixels, labels, prepare=prepare, compute=compute)
+            continue
+        rows, seen = among(labels, spec.seen), torch.tensor(spec.seen)
+        logits = predict(net, theta, pixels[rows], prepare=prepare, compute=compute).cpu()
+        right = seen[logits[:, seen].argmax(1)] == labels[rows]
+        found[part] = float(right.double().mean())
     return found
 
 

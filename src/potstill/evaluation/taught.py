@@ -33,7 +33,17 @@ TINY_KD = PROTOCOLS.add("tiny-kd")(
     )
 )
 """Yin, Xing, Shen, NeurIPS 2023 (arXiv 2306.13092), by its released scripts; later ones take
-batches of 64."""
+batches of 64 (`tiny-kd-64`)."""
+
+PROTOCOLS.add("tiny-kd-64")(
+    replace(
+        TINY_KD,
+        name="tiny-kd-64",
+        help="CDA's for Tiny-ImageNet: as tiny-kd with batch 64",
+        batch=64,
+    )
+)
+"""Yin and Shen, TMLR 2024 (arXiv 2311.18838), by the configuration of later scripts."""
 
 SRE2L_FKD = PROTOCOLS.add("sre2l-fkd")(
     Protocol(

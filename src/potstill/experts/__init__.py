@@ -13,13 +13,21 @@ from potstill.experts.links import (
 )
 from potstill.experts.network_pool import NetworkPool, Paths, PathSpec, Starts, pool_tasks
 from potstill.experts.paths import NetworkPath, Walker
+from potstill.experts.plan import ExpertPlan, Objective, epochs_of
 from potstill.experts.pools import KIND, Pool, find_pool, pool_name, pools, remove_pool
 from potstill.experts.source import Ahead, Draw, Fresh, NetworkSource, Trajectories, check_window
 from potstill.experts.store import Trajectory, write_trajectory
+from potstill.experts.targets import (
+    TARGETS,
+    read_moments,
+    read_targets,
+    targets_facts,
+    targets_width,
+    write_targets,
+)
 from potstill.experts.train import (
-    ExpertPlan,
     ExpertSpec,
-    epochs_of,
+    expert_net,
     expert_tasks,
     train_expert,
 )
@@ -27,6 +35,7 @@ from potstill.experts.train import (
 __all__ = [
     "FILTERS",
     "KIND",
+    "TARGETS",
     "After",
     "Ahead",
     "Begin",
@@ -42,6 +51,7 @@ __all__ = [
     "NetworkPath",
     "NetworkPool",
     "NetworkSource",
+    "Objective",
     "PathSpec",
     "Paths",
     "Pool",
@@ -51,6 +61,7 @@ __all__ = [
     "Walker",
     "check_window",
     "epochs_of",
+    "expert_net",
     "expert_tasks",
     "find_pool",
     "import_experts",
@@ -59,8 +70,13 @@ __all__ = [
     "pool_name",
     "pool_tasks",
     "pools",
+    "read_moments",
     "read_rows",
+    "read_targets",
     "remove_pool",
+    "targets_facts",
+    "targets_width",
     "train_expert",
+    "write_targets",
     "write_trajectory",
 ]

@@ -202,12 +202,13 @@ def train_link(spec: Link, context: dict[str, str], folder: Path) -> None:
 
 def go_on(spec: Continued, context: dict[str, str], folder: Path) -> None:
     """Train an expert or walk a path from where a link ended, on the images of the filter."""
-    store, data = Store(Path(context["store"])), reopen(spec.of.data)
+    store, data, rows = Store(Path(context["store"])), reopen(spec.of.data), None
     if spec.rows:
-        data = kept(data, read_rows(store.root / FILTERS / spec.rows))
+        rows = read_rows(store.root / FILTERS / spec.rows)
+        data = kept(data, rows)
     theta = None if spec.start is None else Trajectory(store.path(LINKS, spec.start)).row(0)
     if isinstance(spec.of, ExpertSpec):
-        train_from(spec.of, data, theta, context, folder)
+        train_from(spec.of, data, theta, context, folder, rows=rows)
     else:
         walk_from(spec.of, data, theta, context, folder)
 

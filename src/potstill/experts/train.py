@@ -9,66 +9,28 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from potstill.augment import DSA, Policy
 from potstill.core.compute import Compute
 from potstill.core.errors import InputError, WorkError
-from potstill.core.ranges import at_least
-from potstill.core.spec import record
+from potstill.core.spec import later, record
 from potstill.core.store import Store, default_cache
 from potstill.data import DataRef, DataSet, Space, SpaceSpec, moved, open_space, prepared, reopen
-from potstill.engine import Tasks
+from potstill.engine import Tasks, progress
 from potstill.experts.imports import imported_tasks
-from potstill.experts.pools import KIND, find_pool
+from potstill.experts.plan import PAIRS, ExpertPlan
+from potstill.experts.pools import KIND
 from potstill.experts.store import write_trajectory
-from potstill.functional import GSAM, SGD, Segment, TrainSpec, accuracy, fit, fresh
-from potstill.nets import NetSpec, filled
+from potstill.experts.targets import read_targets, targets_width
+from potstill.functional import TrainSpec, accuracy, fit
+from potstill.functional.restoring import restoring
+from potstill.nets import HEADS, FlatNet, HeadSpec, NetSpec, filled, flat, projected
 
-
-@record
-@dataclass(frozen=True, kw_only=True)
-class ExpertPlan:
-    """How many experts are trained, and how."""
-
-    count: int = 100
-    """Number of experts."""
-    epochs: int = 50
-    """Epochs of real data an expert sees."""
-    lr: float = 0.01
-    """Step size."""
-    momentum: float = 0.0
-    """Momentum of SGD."""
-    weight_decay: float = 0.0
-    """Weight decay of SGD."""
-    batch: int = 256
-    """Images a step; the last, partial batch of an epoch is kept."""
-    augment: Policy | None = DSA()
-    """Augmentation of the real images."""
-    gsam: GSAM = GSAM(rho=0.0, alpha=0.0)
-    """Experts in flat regions (FTD): GSAM around SGD; a rho of 0 means plain SGD."""
-    imported: str | None = None
-    """Train none: take `count` experts of this pool (see `potstill experts import`)."""
-
-    def __post_init__(self) -> None:
-        at_least(1, self, "count", "epochs", prefix="experts' ")
-        if not self.gsam.rho and (self.gsam.alpha or not self.gsam.adaptive):
-            raise InputError("gsam.alpha and gsam.adaptive have no effect without a gsam.rho.")
-        _ = self.train  # its records refuse a bad step size, batch, momentum or decay
-
-    @property
-    def train(self) -> TrainSpec:
-        """Return how each expert is trained."""
-        return TrainSpec(
-            lr=self.lr,
-            segments=(Segment(epochs=self.epochs),),
-            batch=self.batch,
-            optimizer=SGD(momentum=self.momentum, weight_decay=self.weight_decay),
-            augment=self.augment,
-            sharpness=self.gsam if self.gsam.rho else None,
-        )
+HEAD = HEADS["toy"]
+"""What experts that learn from pairs of views have in place of the network's last layer."""
 
 
 @record
@@ -85,6 +47,12 @@ class ExpertSpec:
     compute: Compute
     revision: int = 4
     """Raised when the code changes what an expert becomes, so that old ones are not reused."""
+    targets: str | None = later(None)
+    """Name of the targets in the store, of loss mse."""
+    outputs: int | None = later(None)
+    """Their width; None: as many outputs as there are classes."""
+    head: HeadSpec | None = later(None)
+    """What is in place of the last layer; None: that layer."""
 
 
 def expert_tasks(
@@ -96,41 +64,58 @@ def expert_tasks(
     seed: int,
     compute: Compute,
     store: Store | None = None,
+    targets: Path | None = None,
 ) -> Tasks:
     """Return one task an expert; expert k of a seed is the same however many there are.
 
+    `targets` is the folder in a store of the targets that experts of objective kd_mse learn.
+
     Raises:
-        InputError: if the plan names an imported pool that `store` lacks or that does not fit.
+        InputError: if the plan names an imported pool that `store` lacks or that does not fit; if
+            targets are missing, of other data or learned by nobody; if images have no colours
+            that are augmented.
     """
+    if (plan.objective == "kd_mse") != (targets is not None):
+        does = "needs" if targets is None else "takes no"
+        raise InputError(f"The experts' objective {plan.objective!r} {does} targets.")
     if plan.imported is not None:
         found = store or Store(default_cache())
         return imported_tasks(
             plan.imported, plan.count, data=data, space=space, net=net, store=found
         )
+    shape = (data.channels, *data.size)
     first = ExpertSpec(
         data=data.ref,
         space=space.record(),
         net=filled(net),
-        train=plan.train,
+        train=replace(plan.train, augment=restoring(plan.augment, space.record(), shape)),
         seed=seed,
         index=0,
         compute=compute,
+        head=HEAD if plan.objective in PAIRS else None,
     )
+    context = {"source": data.source}
+    if targets is not None:
+        width = targets_width(targets, data=data.ref)
+        first = replace(first, targets=targets.name, outputs=width)
+        context[targets.name] = str(targets)
+    if first.head is not None:
+        expert_net(first, data)  # refuses a network that takes no other head
     specs = tuple(replace(first, index=k) for k in range(plan.count))
-    return Tasks(
-        kind=KIND, fn=train_expert, specs=specs, context={"source": data.source}, label="experts"
-    )
+    return Tasks(kind=KIND, fn=train_expert, specs=specs, context=context, label="experts")
 
 
-def epochs_of(plan: ExpertPlan, store: Store | None = None) -> int:
-    """Return the epochs that the experts of a plan have: its own, or those of an imported pool.
+def expert_net(spec: ExpertSpec, data: DataSet) -> FlatNet:
+    """Return the network of an expert with its initial weights.
 
     Raises:
-        InputError: if the store lacks the imported pool.
+        InputError: as `flat`, or if it has another head and does not end in a linear layer.
     """
-    if plan.imported is None:
-        return plan.epochs
-    return find_pool(store or Store(default_cache()), plan.imported).last_epoch()
+    made: dict[str, Any] = {"channels": data.channels, "size": data.size, "seed": spec.seed}
+    made["key"] = ("expert", spec.index)
+    if spec.head is not None:
+        return projected(spec.net, spec.head, **made)
+    return flat(spec.net, classes=spec.outputs or data.n_classes, **made)
 
 
 def train_expert(spec: ExpertSpec, context: dict[str, str], folder: Path) -> None:
@@ -150,22 +135,31 @@ def train_from(
     theta0: Tensor | None,
     context: dict[str, str],
     folder: Path,
+    *,
+    rows: Tensor | None = None,
 ) -> None:
     """Train one expert on `data` from weights theta0, its initial ones if there are none.
 
+    `rows` says which of the training images `data` still has; None: all of them.
+
     Raises:
+        InputError: if the targets that it learns are gone, or other ones.
         WorkError: if the parameters stop being finite.
     """
-    net = fresh(spec.net, data, seed=spec.seed, key=("expert", spec.index))
+    net, targets = expert_net(spec, data), data.train.labels
+    if spec.targets is not None:
+        taught = read_targets(Path(context[spec.targets]), data=spec.data, width=spec.outputs)
+        targets = taught if rows is None else taught[rows]
     theta0 = net.theta0 if theta0 is None else theta0
     compute, device = spec.compute, torch.device(spec.compute.device)
-    rows = torch.empty(spec.train.epochs + 1, net.numel, pin_memory=device.type == "cuda")
-    rows[0] = theta0
+    path = torch.empty(spec.train.epochs + 1, net.numel, pin_memory=device.type == "cuda")
+    path[0] = theta0
     losses: list[float] = []
 
     def keep(epoch: int, theta: Tensor, loss: float) -> None:
-        rows[epoch + 1].copy_(theta, non_blocking=True)
+        path[epoch + 1].copy_(theta, non_blocking=True)
         losses.append(loss)
+        progress(epoch + 1, spec.train.epochs, "epoch")
 
     space = open_space(spec.space)
     clock, cpu = time.perf_counter(), time.process_time()
@@ -174,7 +168,7 @@ def train_from(
         net,
         theta0.to(device),
         moved(pixels, device),
-        data.train.labels.to(device),
+        targets.to(device),
         spec.train,
         seed=spec.seed,
         key=("expert", spec.index),
@@ -183,12 +177,13 @@ def train_from(
         compute=compute,
     )
     finite = bool(theta.isfinite().all())  # waits for a GPU, the rows that it copies included
-    if not (finite and bool(rows.isfinite().all())):
+    if not (finite and bool(path.isfinite().all())):
         raise WorkError(
             f"Expert {spec.index} diverged; lower its step size (now {spec.train.lr:g})."
         )
-    val, forward = data.val, space.forward
-    validation = accuracy(net, theta, val.pixels, val.labels, prepare=forward, compute=compute)
+    val, forward, validation = data.val, space.forward, None
+    if spec.outputs is None and spec.head is None:
+        validation = accuracy(net, theta, val.pixels, val.labels, prepare=forward, compute=compute)
     facts = {
         "source": context.get("source"),
         "train_loss": losses,
@@ -198,4 +193,4 @@ def train_from(
         "seconds": time.perf_counter() - clock,
         "cpu_seconds": time.process_time() - cpu,
     }
-    write_trajectory(folder, rows, facts)
+    write_trajectory(folder, path, facts)

@@ -1,7 +1,7 @@
 """Differentiable optimizers, unrolled training, first-order training."""
 
 from potstill.functional.fresh import fresh
-from potstill.functional.losses import Softened, ce, soft_ce
+from potstill.functional.losses import Softened, ce, mse, soft_ce
 from potstill.functional.optim import SGD, Adam
 from potstill.functional.schedule import (
     IDC_AUGMENT,
@@ -12,6 +12,7 @@ from potstill.functional.schedule import (
     mtt_segments,
     within,
 )
+from potstill.functional.selfsup import BarlowTwins, PairLoss, SimCLR
 from potstill.functional.sharpness import GSAM
 from potstill.functional.steps import augmented, training_loss
 from potstill.functional.strategy import choose_strategy, graph_bytes
@@ -23,8 +24,11 @@ __all__ = [
     "IDC_AUGMENT",
     "SGD",
     "Adam",
+    "BarlowTwins",
     "Batch",
+    "PairLoss",
     "Segment",
+    "SimCLR",
     "Softened",
     "TrainSpec",
     "accuracy",
@@ -36,6 +40,7 @@ __all__ = [
     "graph_bytes",
     "idc_recipe",
     "idc_segments",
+    "mse",
     "mtt_segments",
     "predict",
     "run_prefix",

@@ -15,11 +15,13 @@ from potstill.core.compute import Compute
 from potstill.core.errors import InputError
 from potstill.data import Pixels
 from potstill.engine import Ranks
-from potstill.functional.kernels import gradient
-from potstill.functional.losses import ce, soft_ce
+from potstill.functional.kernels import gradient, pair_gradient
+from potstill.functional.losses import ce, mse, soft_ce
 from potstill.functional.optim import Adam, State
+from potstill.functional.parts import updated
 from potstill.functional.sampling import Sampler
 from potstill.functional.schedule import TrainSpec
+from potstill.functional.selfsup import Views, views_of
 from potstill.nets.flat import FlatNet
 
 Prepare = Callable[[Tensor], Tensor]
@@ -27,6 +29,8 @@ Teach = Callable[[Tensor], Tensor]
 """From images as the network takes them [B, C, H, W] to a teacher's logits [B, K]."""
 Inputs = Callable[[Tensor], Tensor]
 """From rows, int64 [n] on the CPU, to these images as the network takes them, on its device."""
+Slope = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""From theta [P] to loss (0-dim) and gradient [P] on one batch."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -76,23 +80,30 @@ class Job:
         replay: Replay | None = None,
         ranks: Ranks | None = None,
     ) -> Job:
-        """Return the job; where class numbers will be mixed, one image tells how many there are.
+        """Return the job; where it matters, one image tells how many outputs there are.
 
         Raises:
-            InputError: for a lesson without a teacher, a teacher without a lesson, or two of them.
+            InputError: for a lesson without a teacher, a teacher without a lesson, or two of them;
+                for features of another width.
         """
         teachers = (teach is not None) + (replay is not None)
         if (spec.lesson is not None) != teachers:
             told = ("needs a teacher (teach)", "has no lesson for its teacher", "has two teachers")
             raise InputError(f"This training {told[teachers]}.")
-        classes = 0
+        classes, vectors = 0, spec.loss == "mse" and spec.pairs is None
         soft = spec.mix is not None or spec.smoothing
-        if soft and spec.loss == "ce" and not teachers:
+        if vectors or (soft and spec.loss == "ce" and not teachers):
             net.eval()
             with net.keeping_statistics(), keys.forked(0, "classes"), torch.no_grad():
                 one = as_input(images[:1].to(theta.device), theta, prepare)
                 classes = net(theta, one).shape[1]
             net.train()
+        if vectors and classes != targets.shape[1]:
+            raise InputError(
+                f"The network has {classes} outputs, its targets {targets.shape[1]} dimensions."
+            )
+        if spec.pairs is not None and ranks is not None and ranks.world > 1:
+            raise InputError("Pairs of views are compared with all others: one process trains.")
         given = (net, images, targets, spec, prepare, compute, classes, teach, replay)
         return cls(*given, ranks=ranks or Ranks())
 
@@ -142,6 +153,23 @@ class Job:
                 y = self.teach(x).to(theta.dtype)
         return x, y
 
+    def slope(self, rows: Tensor, theta: Tensor, chance: torch.Generator) -> Slope:
+        """Return loss and gradient on a batch of these rows as a function of theta."""
+        if self.spec.pairs is None:
+            x, y = self.batch(rows, theta, chance)
+            return lambda at: self.gradient(at, x, y)
+        x, first = self.inputs(rows, theta), self.spec.augment
+        assert first is not None
+        mixed = getattr(self.spec.pairs, "mixup", 0) > 0
+        views = views_of(x, first, self.spec.second or first, chance, mixed=mixed)
+        return lambda at: self.pair_gradient(at, views)
+
+    def pair_gradient(self, theta: Tensor, views: Views) -> tuple[Tensor, Tensor]:
+        """Return loss and gradient of pairs of views; see `kernels.pair_gradient`."""
+        full, loss_of = min(self.spec.batch, len(self.images)), self.spec.pairs
+        assert loss_of is not None
+        return pair_gradient(self.net, theta, views, loss_of, compute=self.compute, batch=full)
+
     def inputs(self, rows: Tensor, theta: Tensor) -> Tensor:
         """Return the images of these rows as the network takes them, on theta's device."""
         index = rows.to(self.images.device, non_blocking=True)
@@ -156,6 +184,8 @@ class Job:
         """
         full = -(-min(self.spec.batch, len(self.images)) // self.ranks.world)
         loss_of = self.spec.lesson or (soft_ce if y.is_floating_point() else ce)
+        if self.spec.loss == "mse":
+            loss_of = mse
         own, labels = self.ranks.part(x), self.ranks.part(y)
         loss, grad = theta.new_zeros(()), torch.zeros_like(theta)
         if len(own):
@@ -186,15 +216,15 @@ def advance(
     steps = spec.steps(len(job.images)) if spec.cycle else 0
     total, count = torch.zeros((), dtype=theta.dtype, device=theta.device), 0
     for rows in batches:
-        x, y = job.batch(rows, theta, chance)
-        loss, grad = job.gradient(theta, x, y)
+        slope = job.slope(rows, theta, chance)
+        loss, grad = slope(theta)
         if spec.sharpness is not None:
             with net.keeping_statistics():
                 there = theta + spec.sharpness.perturbation(theta, grad)
-                grad = spec.sharpness.combined(grad, job.gradient(there, x, y)[1])
+                grad = spec.sharpness.combined(grad, slope(there)[1])
         now = lr if spec.cycle is None else lr * spec.cycle.at(step, steps)
         with torch.no_grad():
-            theta, state = spec.optimizer.update(theta, grad, state, now, step)
+            theta, state = updated(spec.optimizer, theta, grad, state, now, step)
             total += loss * len(rows)
         step, count = step + 1, count + len(rows)
     return theta, state, step, total / count

@@ -32,9 +32,13 @@ def check_training(
         raise InputError(f"There are {len(images)} images and {len(targets)} targets.")
     if prepare is None and not images.is_floating_point():
         raise InputError(f"Images of type {images.dtype} need a normaliser (prepare).")
+    if spec.pairs is not None:
+        return
     shape, dtype = list(targets.shape), targets.dtype
     if spec.loss == "ce" and (targets.dim() != 1 or dtype != torch.int64):
         raise InputError(f"Loss 'ce' takes class numbers int64 [N], not {dtype} {shape}.")
+    if spec.loss == "mse" and (targets.dim() != 2 or not targets.is_floating_point()):
+        raise InputError(f"Loss 'mse' takes features [N, D], not {dtype} {shape}.")
     if spec.loss == "soft_ce" and (targets.dim() != 2 or not targets.is_floating_point()):
         raise InputError(f"Loss 'soft_ce' takes probabilities [N, K], not {dtype} {shape}.")
 
@@ -46,6 +50,8 @@ def check_last(
     net.train()
     if not spec.balanced and len(images) % spec.batch == 1:
         told = f"{len(images)} images in batches of {spec.batch} leave a batch of one"
+        if spec.pairs is not None:
+            raise InputError(f"{told}, which is no batch of pairs; choose another batch.")
         check_one(net, theta, images, prepare, told)
 
 

@@ -33,9 +33,9 @@ class OneCycle:
 
     def at(self, step: int, steps: int) -> float:
         """Return the part of the step size at a step from 0 on of so many."""
-        top, end = self.rise * steps - 1, steps - 1
+        top, end = max(self.rise * steps - 1, 0.0), steps - 1
         if step <= top:
-            return _between(self.first, 1.0, step / top)
+            return _between(self.first, 1.0, step / top if top else 1.0)
         return _between(1.0, self.last, min((step - top) / (end - top), 1.0))
 
 

@@ -9,7 +9,7 @@ which compiled code likes best (eager code does not).
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -21,6 +21,7 @@ from potstill.core.compute import Compute
 from potstill.functional import losses
 from potstill.functional.compiling import compiled
 from potstill.functional.losses import LossOf, casting
+from potstill.functional.selfsup import Blend, PairLoss, Views, pair_loss
 from potstill.nets.flat import FlatNet
 from potstill.nets.instance import channels_last
 
@@ -66,6 +67,34 @@ def gradient(
             loss += share.detach()
             grad += torch.autograd.grad(share, leaf)[0]
     return loss, grad
+
+
+def pair_gradient(
+    net: FlatNet,
+    theta: Tensor,
+    views: Views,
+    loss_of: PairLoss,
+    *,
+    compute: Compute | None = None,
+    batch: int,
+) -> tuple[Tensor, Tensor]:
+    """Return loss (0-dim) and gradient [P] of pairs of views; as `gradient`, batches whole.
+
+    Each view goes through the network by itself: batch norm takes the statistics of each and moves
+    its running ones on by each.
+    """
+    leaf, blend = theta.detach().requires_grad_(), views.blend
+    with torch.enable_grad():
+        if compute is None or not compute.compiled or len(views.images[0]) < batch:
+            with casting(theta.device, "float32" if compute is None else compute.precision):
+                z = [net(leaf, x).to(theta.dtype) for x in views.images]
+            loss = pair_loss(loss_of, z, blend)
+        else:
+            kernel = _pair_gradient(_Kind.of(net, theta, views.images[0], batch), loss_of, compute)
+            images = [channels_last(x) for x in views.images]
+            loss = kernel(leaf, net.statistics(theta), images, blend)
+        (grad,) = torch.autograd.grad(loss, leaf)
+    return loss.detach().clone(), grad.clone()  # the next call may overwrite both
 
 
 def logits(
@@ -124,6 +153,18 @@ def _gradient(kind: _Kind, loss_of: LossOf, compute: Compute) -> Callable[..., T
         theta: Tensor, statistics: Statistics, x: Tensor, y: Tensor, weights: Tensor
     ) -> Tensor:
         return (losses.each(loss_of, run(theta, statistics, x), y) * weights).sum()
+
+    return compiled(loss, graphs=compute.device == "cuda")
+
+
+@lru_cache(maxsize=32)
+def _pair_gradient(kind: _Kind, loss_of: PairLoss, compute: Compute) -> Callable[..., Tensor]:
+    run = kind.run(compute)
+
+    def loss(
+        theta: Tensor, statistics: Statistics, images: Sequence[Tensor], blend: Blend | None
+    ) -> Tensor:
+        return pair_loss(loss_of, [run(theta, statistics, x) for x in images], blend)
 
     return compiled(loss, graphs=compute.device == "cuda")
 

@@ -19,9 +19,10 @@ from potstill.nets.flat import FlatNet
 PART = 32 * 32 * 32
 """Pixels a channel that go through a network at once on a CPU: 32 images of 32x32."""
 
-
 LossOf = Callable[[Tensor, Tensor], Tensor]
 Precision = Literal["float32", "bfloat16"]
+Loss = Literal["ce", "soft_ce", "mse"]
+"""Names of losses of targets: class numbers, probabilities, features."""
 
 
 def ce(logits: Tensor, labels: Tensor) -> Tensor:
@@ -35,6 +36,15 @@ def soft_ce(logits: Tensor, probabilities: Tensor) -> Tensor:
     Differentiable with respect to the probabilities; they need not sum to one.
     """
     return -(probabilities * F.log_softmax(logits, dim=1)).sum(1).mean()
+
+
+def mse(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean over batch and dimensions of (outputs - targets)^2, both [B, D].
+
+    Source: the distillation loss of MKDT (Joshi, Ni and Mirzasoleiman, ICLR 2025, arXiv
+    2410.02116).
+    """
+    return F.mse_loss(outputs, targets)
 
 
 @record
@@ -72,11 +82,13 @@ class Softened:
 
 
 def each(loss_of: LossOf, logits: Tensor, y: Tensor) -> Tensor:
-    """Return the loss [B] of each image, whose mean is `ce`, `soft_ce` or a `Softened`."""
+    """Return the loss [B] of each image, whose mean is `ce`, `soft_ce`, `mse` or a `Softened`."""
     if isinstance(loss_of, Softened):
         return loss_of.each(logits, y)
     if loss_of is ce:
         return F.cross_entropy(logits, y, reduction="none")
+    if loss_of is mse:
+        return F.mse_loss(logits, y, reduction="none").mean(1)
     assert loss_of is soft_ce
     return -(y * F.log_softmax(logits, dim=1)).sum(1)
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from potstill.core.errors import InputError
 from potstill.functional.schedule import TrainSpec
 
 Sampler = Callable[[torch.Generator], Sequence[Tensor]]
@@ -23,6 +24,8 @@ def sampler(targets: Tensor, spec: TrainSpec, places: Tensor | None = None) -> S
     """
     if spec.balanced is None:
         return lambda chance: torch.randperm(len(targets), generator=chance).split(spec.batch)
+    if places is None and spec.loss == "mse":
+        raise InputError("Class-balanced batches need the class of each image (places).")
     if places is None:
         places = targets.argmax(1) if targets.is_floating_point() else targets
     table = members(places.cpu())

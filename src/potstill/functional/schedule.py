@@ -7,14 +7,15 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import Literal
+from typing import Literal, get_args
 
 from potstill.augment import DSA, IDC, CutMix, Mix, Policy
 from potstill.core.errors import InputError, unknown
 from potstill.core.spec import later, record
 from potstill.functional.cycle import OneCycle
-from potstill.functional.losses import Softened
+from potstill.functional.losses import Loss, Softened
 from potstill.functional.optim import SGD, Adam
+from potstill.functional.selfsup import PairLoss
 from potstill.functional.sharpness import GSAM
 
 
@@ -52,26 +53,29 @@ class Segment:
 class TrainSpec:
     """How to train a network on a set of images.
 
-    lr: step size; segments: consecutive parts of the training; batch: images a step, the last
-    batch of an epoch may be smaller; balanced: None for epochs that see each image once, else an
-    epoch is one step, on so many images of each of batch / balanced classes that are drawn anew
-    (see `functional.sampling`); loss: "ce" takes class numbers, "soft_ce" probabilities; augment:
-    applied to every batch, or None; sharpness: see `GSAM`, or None; mix: what mixes augmented
-    images and their targets, class numbers too, or None; lesson: how a teacher's outputs for the
-    augmented, mixed images are learned (`fit`'s `teach`), None without a teacher; targets then only
-    tell the classes of balanced batches; cycle: the step size of each step of the one segment, or
-    None; smoothing: this part of every target is spread over all classes.
+    lr: step size; segments: consecutive parts of the training; batch: images a step, the last batch
+    of an epoch may be smaller; balanced: None for epochs that see each image once, else an epoch is
+    one step, on so many images of each of batch / balanced classes that are drawn anew (see
+    `functional.sampling`); loss: "ce" takes class numbers, "soft_ce" probabilities, "mse" features;
+    augment: applied to every batch, or None; sharpness: see `GSAM`, or None; mix: what mixes
+    augmented images and their targets, class numbers too, or None; lesson: how a teacher's outputs
+    for the augmented, mixed images are learned (`fit`'s `teach`), None without a teacher; targets
+    then only tell the classes of balanced batches; cycle: the step size of each step of the one
+    segment, or None; smoothing: this part of every target is spread over all classes; pairs: the
+    loss of two views of each image, which takes the place of `loss`, or None; second: the
+    augmentation of the second view, None for that of the first. Targets of pairs only tell the
+    classes of balanced batches.
 
     Raises:
         InputError: for an lr of at most 0, a batch below 1 or no multiple of `balanced`, no
-            segments, an unknown loss.
+            segments, an unknown loss, pairs without augmentation or with what is done to targets.
     """
 
     lr: float
     segments: tuple[Segment, ...]
     batch: int = 256
     optimizer: SGD | Adam = field(default_factory=lambda: SGD(momentum=0.9, weight_decay=5e-4))
-    loss: Literal["ce", "soft_ce"] = "ce"
+    loss: Loss = "ce"
     augment: Policy | None = field(default_factory=DSA)
     sharpness: GSAM | None = None
     balanced: int | None = None
@@ -79,6 +83,8 @@ class TrainSpec:
     lesson: Softened | None = later(None)
     cycle: OneCycle | None = later(None)
     smoothing: float = later(0.0)
+    pairs: PairLoss | None = later(None)
+    second: Policy | None = later(None)
 
     def __post_init__(self) -> None:
         if not 0 < self.lr < math.inf:
@@ -98,8 +104,28 @@ class TrainSpec:
             raise InputError(
                 f"smoothing lies in [0, 1), and at 0 with a teacher's lesson, not {self.smoothing}."
             )
-        if self.loss not in ("ce", "soft_ce"):
-            raise unknown("loss", self.loss, ("ce", "soft_ce"))
+        if self.loss not in get_args(Loss):
+            raise unknown("loss", self.loss, get_args(Loss))
+        if self.loss == "mse" and (self.mix is not None or self.smoothing or self.lesson):
+            raise InputError("Targets of loss 'mse' take no mix, lesson or smoothing.")
+        self._check_pairs()
+
+    def _check_pairs(self) -> None:
+        """Refuse what pairs of views have no use for, and a second view without them."""
+        if self.pairs is None:
+            if self.second is not None:
+                raise InputError("A second augmentation is for pairs of views.")
+            return
+        if self.augment is None:
+            raise InputError("Pairs of views need an augmentation.")
+        if self.batch == 1:
+            raise InputError("A batch of pairs of views holds at least 2 images, not 1.")
+        targeted = (self.loss != "ce", self.mix, self.lesson, self.smoothing)
+        if any(targeted):
+            raise InputError(
+                "Training on pairs of views takes no targets: it has no other loss, mix, "
+                "lesson or smoothing."
+            )
 
     @property
     def epochs(self) -> int:

@@ -62,7 +62,8 @@ def fit(
         theta: starting weights [P]; not changed.
         images: [N, C, H, W]; floating, or anything that prepare takes; on theta's device, or on the
             CPU, from where batches then come.
-        targets: class numbers int64 [N] for "ce", probabilities [N, K] for "soft_ce".
+        targets: int64 [N] for "ce", probabilities [N, K] for "soft_ce", features [N, D] for "mse",
+            anything of length N for pairs.
         spec: see `TrainSpec`.
         seed, key: of the training; `key` names it among others with the same seed.
         places: class of each image, int64 [N], for class-balanced batches; by default its target's.
@@ -75,7 +76,6 @@ def fit(
         replay: instead: views and their logits by the epoch, in its order; they take the place of
             permutation, augmentation and mixing.
         compute: how; by default in eager float32 on theta's device, by torch's threads.
-
         ranks: of processes that share each batch; running statistics are those of own parts.
 
     Raises:

@@ -81,6 +81,8 @@ class Context:
     seed: int
     plan: Plan
     synth: tuple[SynthBlock, ...]
+    count: int = 0
+    """Images of the set that is asked for, of all classes together."""
     replacement: bool = False
     """Whether a class with fewer real images than ipc gives images twice."""
     recorded: bool = False
@@ -141,6 +143,8 @@ class Cost:
     """Images, with repetition, that all experts together are trained on."""
     task_steps: int = 0
     """Steps of all experts together."""
+    nets: tuple[NetSpec, ...] = ()
+    """Networks of the tasks, where these are not the run's."""
     notes: tuple[str, ...] = ()
     """Advice about settings that will work badly on these data."""
 

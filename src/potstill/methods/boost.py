@@ -53,9 +53,12 @@ class Boost:
     def __post_init__(self) -> None:
         at_least(1, self, "blocks")
         a_part(self, "beta")
-        if hasattr(self.base, "base") or not hasattr(self.base, "iterations"):
+        by_class = hasattr(self.base, "iterations") and not hasattr(self.base, "unlabelled")
+        if hasattr(self.base, "base") or not by_class:
             name = type(self.base).__name__.lower()
-            raise InputError(f"boost is for methods that move images step by step, not {name}.")
+            raise InputError(
+                f"boost is for methods that move images of classes step by step, not {name}."
+            )
 
     def check(self, ctx: Context) -> None:
         """Refuse an ipc that the blocks do not divide, and what the base method refuses."""

@@ -11,6 +11,7 @@ from potstill.artefact import (
     Block,
     Decoder,
     DistilledSet,
+    Embedding,
     Hard,
     Identity,
     LabelStore,
@@ -30,7 +31,7 @@ def distilled(
     method: Any,
     *,
     images: Tensor,
-    targets: Tensor | LabelStore,
+    targets: Tensor | LabelStore | Embedding,
     recipe: TrainSpec,
     rows: tuple[int, ...] = (),
     decode: Decoder | None = None,
@@ -54,8 +55,8 @@ def distilled(
     )
 
 
-def _targets(ctx: Context, targets: Tensor | LabelStore) -> Targets:
-    if isinstance(targets, LabelStore):
+def _targets(ctx: Context, targets: Tensor | LabelStore | Embedding) -> Targets:
+    if not isinstance(targets, Tensor):
         return targets
     targets = targets.cpu().clone()
     return Soft(targets, labels_of(ctx)) if targets.is_floating_point() else Hard(targets)
@@ -63,7 +64,7 @@ def _targets(ctx: Context, targets: Tensor | LabelStore) -> Targets:
 
 def blocks_of(ctx: Context) -> tuple[Block, ...]:
     """Return where each block of distilled images begins and ends."""
-    stops = list(accumulate(ctx.data.n_classes * block.ipc for block in ctx.synth))
+    stops = list(accumulate(ctx.data.n_classes * block.ipc for block in ctx.synth)) or [ctx.count]
     return tuple(
         Block(name=f"block{k}", start=start, stop=stop)
         for k, (start, stop) in enumerate(zip([0, *stops[:-1]], stops, strict=True))

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from potstill.artefact import LabelPlan, LabelStore, label_store
 from potstill.artefact.quantise import Codes
-from potstill.augment import Crops, CutMix
+from potstill.augment import Crops, CutMix, MixUp
 from potstill.core.errors import InputError
 from potstill.core.ranges import at_least
-from potstill.core.spec import record
+from potstill.core.spec import later, record
 from potstill.core.store import Store, default_cache, need_room
 from potstill.engine import Tasks
 from potstill.functional import Adam, Softened, TrainSpec
@@ -56,11 +56,13 @@ class ViewLabels:
     cutmix: float = 1.0
     """Chance of a view to have a box of another one."""
     mix_scope: Literal["batch", "image"] = "batch"
-    """One box for a batch (as published), or for every image its own."""
+    """One box (or weight) for a batch, as published, or for every image its own."""
     temperature: float = 20.0
     """Of the lesson."""
     squared: bool = False
     """Whether the loss is multiplied by the temperature's square."""
+    mixup: float = later(0.0)
+    """Instead of boxes (with a cutmix of 0): alpha of MixUp, of whole views; 0: none."""
 
     def __post_init__(self) -> None:
         at_least(0, self, "epochs", prefix="labels.")
@@ -70,16 +72,23 @@ class ViewLabels:
                 f"A training of {self.training} epochs (labels.training) has no use for labels of "
                 f"{self.epochs} (labels.epochs)."
             )
+        if self.mixup and self.cutmix:
+            raise InputError(
+                "Views are mixed by boxes or as wholes: labels.mixup needs labels.cutmix 0."
+            )
+        if self.mix_scope != "batch" and not (self.cutmix or self.mixup):
+            raise InputError("labels.mix_scope says nothing where no views are mixed.")
         _ = self.recipe  # its records refuse the rest
 
     def plan(self, seed: int) -> LabelPlan:
         """Return which views have labels, and how these are kept."""
+        boxes = CutMix(prob=self.cutmix) if self.cutmix else None
         return LabelPlan(
             epochs=max(1, self.epochs),
             batch=self.batch,
             codes=self.codes,
             crops=Crops(scale=(self.least, 1.0)),
-            mix=CutMix(prob=self.cutmix) if self.cutmix else None,
+            mix=MixUp(alpha=self.mixup) if self.mixup else boxes,
             mix_scope=self.mix_scope,
             seed=seed,
         )

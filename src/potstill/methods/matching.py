@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from potstill.experts import Draw
 from potstill.functional import SGD, Batch, unroll
 from potstill.functional.steps import Loss, Prepare
 from potstill.functional.strategy import Strategy
+from potstill.methods.api import Metrics
 from potstill.methods.shared import failed_again, gradients, leaves
 
 _LARGEST = math.log(2)  # of the change of log beta in one outer step
@@ -105,15 +106,47 @@ def match(
     `unroll`); a block whose scale is 0 is frozen and takes no part in differentiation. The student
     is trained on the device of `compute`; all else is and stays where it is.
     """
+    blocks = leaves(images, scales)
+    return follow(
+        loss,
+        draw,
+        blocks,
+        (torch.cat(blocks), targets),
+        beta,
+        batches,
+        prepare=prepare,
+        strategy=strategy,
+        compute=compute,
+    )
+
+
+def follow(
+    loss: Loss,
+    draw: Draw,
+    moving: Sequence[Tensor],
+    data: tuple[Tensor, Tensor],
+    beta: Tensor,
+    batches: Sequence[Batch],
+    *,
+    prepare: Prepare | None,
+    strategy: Strategy,
+    compute: Compute,
+    weights: Tensor | None = None,
+) -> Matched:
+    """Train a student on data made of leaves; return L and its gradient by these and by beta.
+
+    As `match`, for images and targets that may both move. `weights` [P] are those of the
+    parameters in L; None: all count alike.
+    """
     assert draw.target is not None
     device = torch.device(compute.device)
     theta, target = draw.theta.to(device), draw.target.to(device)
-    blocks = leaves(images, scales)
+    x, y = data
     beta = beta.detach().requires_grad_()
     theta_n = unroll(
         loss,
         theta,
-        (torch.cat(blocks).to(device), targets.to(device)),
+        (x.to(device), y.to(device)),
         beta.to(device),
         [_moved(batch, device) for batch in batches],
         optimizer=SGD(),
@@ -121,9 +154,11 @@ def match(
         strategy=strategy,
         compiled=compute.compiled,
     )
-    far, start = (theta_n - target).square().sum(), (theta - target).square().sum()
-    distance = far / start
-    *grads, beta_grad = gradients(distance, [*blocks, beta])
+    far, start = (theta_n - target).square(), (theta - target).square()
+    if weights is not None:
+        far, start = (each * weights.to(each) for each in (far, start))
+    distance = far.sum() / start.sum()
+    *grads, beta_grad = gradients(distance, [*moving, beta])
     return Matched(distance.detach().to(beta), tuple(grads), beta_grad)
 
 
@@ -184,3 +219,24 @@ def roll_back(state: State, it: int, *, advice: str) -> State:
     failed, back = failed_again(state["failed"], it, advice=advice), at_rest(*state["safe"])
     back["failed"], back["rolled_back"] = failed, state["rolled_back"] + 1
     return back
+
+
+def advanced(
+    method: Any, state: State, found: Matched, draw: Draw, it: int, *, scales: Sequence[float]
+) -> tuple[State, Metrics]:
+    """Return the state after the step and its numbers; one not finite is undone (`roll_back`).
+
+    The method has lr_img, lr_lr, lr_init and momentum.
+    """
+    rates = {name: getattr(method, name) for name in ("lr_img", "lr_lr", "momentum")}
+    new = descend(state, found, it, scales=scales, **rates)
+    if new is None:
+        advice = (
+            f"lower lr_img (now {method.lr_img:g}), lr_lr (now {method.lr_lr:g}) or lr_init "
+            f"(now {method.lr_init:g})"
+        )
+        back = roll_back(state, it, advice=advice)
+        numbers = {"rolled_back": float(back["rolled_back"]), "beta": float(back["beta"])}
+        return back, {**numbers, "undone": 1.0}
+    numbers = {"loss": float(found.loss), "beta": float(new["beta"])}
+    return new, {**numbers, "expert": draw.expert, "epoch": draw.epoch}

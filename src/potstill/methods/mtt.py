@@ -33,14 +33,14 @@ from potstill.experts import (
     check_window,
     epochs_of,
 )
-from potstill.functional import SGD, TrainSpec, ce, graph_bytes, mtt_segments
+from potstill.functional import SGD, TrainSpec, ce, mtt_segments
 from potstill.functional.steps import augmented, training_loss
 from potstill.methods.api import METHODS, Context, Cost, Done, Loop, Metrics, Phase
 from potstill.methods.export import distilled
-from potstill.methods.matching import State, at_rest, descend, match, minibatches, roll_back
+from potstill.methods.matching import State, advanced, at_rest, match, minibatches
 from potstill.methods.start import first_images, labels_of
-from potstill.methods.work import expert_advice, expert_phase, expert_work
-from potstill.nets import hindrance, kept_bytes
+from potstill.methods.work import expert_advice, expert_phase, expert_work, window_bytes
+from potstill.nets import hindrance
 
 
 @METHODS.add("mtt")
@@ -84,6 +84,9 @@ class MTT:
         at_least(0, self, "lr_lr")
         above_zero(self, "lr_img", "lr_init")
         below_one(self, "momentum")
+        if self.experts.objective != "ce":
+            told = f"objective 'ce', not {self.experts.objective!r} (see mkdt)"
+            raise InputError(f"mtt's experts learn classes, {told}.")
         if self.image_init not in ("real", "noise"):
             raise InputError(f"image_init must be 'real' or 'noise', not {self.image_init!r}.")
 
@@ -105,24 +108,13 @@ class MTT:
 
     def cost(self, ctx: Context) -> Cost:
         """Return predicted graph bytes of both strategies, the bytes of the experts, the work."""
-        module = ctx.net.load(ctx.net.theta0)
-        kept = kept_bytes(module, ctx.data.channels, ctx.data.size)
         batch, steps = self._batch(ctx), self.iterations * self.steps
         plan, count = self._experts(ctx), len(ctx.data.train)
         task_images, task_steps = expert_work(plan, count)
-        bytes_of = {
-            strategy: graph_bytes(
-                strategy=strategy,
-                batch=batch,
-                kept=kept,
-                parameters=ctx.net.numel,
-                steps=self.steps,
-            )
-            for strategy in ("graph", "adjoint")
-        }
+        graph, adjoint = window_bytes(ctx, ctx.net, batch=batch, steps=self.steps)
         return Cost(
-            graph_bytes=bytes_of["graph"],
-            adjoint_bytes=bytes_of["adjoint"],
+            graph_bytes=graph,
+            adjoint_bytes=adjoint,
             disk_bytes=plan.count * (epochs_of(plan, ctx.store) + 1) * ctx.net.numel * 4,
             steps=self.iterations,
             window_images=steps * batch,
@@ -166,25 +158,7 @@ class MTT:
             strategy=ctx.plan.strategy,
             compute=ctx.plan.window,
         )
-        new = descend(
-            state,
-            found,
-            it,
-            scales=scales,
-            lr_img=self.lr_img,
-            lr_lr=self.lr_lr,
-            momentum=self.momentum,
-        )
-        if new is None:
-            advice = (
-                f"lower lr_img (now {self.lr_img:g}), lr_lr (now {self.lr_lr:g}) or lr_init "
-                f"(now {self.lr_init:g})"
-            )
-            back = roll_back(state, it, advice=advice)
-            numbers = {"rolled_back": float(back["rolled_back"]), "beta": float(back["beta"])}
-            return back, {**numbers, "undone": 1.0}
-        numbers = {"loss": float(found.loss), "beta": float(new["beta"])}
-        return new, {**numbers, "expert": draw.expert, "epoch": draw.epoch}
+        return advanced(self, state, found, draw, it, scales=scales)
 
     def export(self, ctx: Context, state: State) -> DistilledSet:
         """Return the union of all blocks with the published recipe and the learned beta."""

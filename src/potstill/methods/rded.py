@@ -58,7 +58,7 @@ class RDED:
     """How the crops are chosen and tiled."""
     temperature: float | None = None
     """None: labels are classes; else each image has one soft label, the teacher's at this
-    temperature (published for labels of views: 20)."""
+    temperature. Who learns it is not softened, so that a large one teaches little."""
     labels: ViewLabels = later(ViewLabels())
     """Labels of augmented views, by which the published results were made."""
     use: Use = Use()
@@ -80,7 +80,7 @@ class RDED:
         """Return the work of the teacher and its look at the crops, and their bytes on disk."""
         images, steps, disk, advice = teacher_work(self.teacher, ctx)
         views, told = label_work(self, ctx)
-        crops = ctx.data.n_classes * self.patches.images * self.patches.crops
+        crops = self.patches.looked_at(ctx)
         area = ctx.data.channels * ctx.data.size[0] * ctx.data.size[1]
         return Cost(
             graph_bytes=0,
@@ -88,6 +88,7 @@ class RDED:
             disk_bytes=disk + ctx.ipc * ctx.data.n_classes * area + label_bytes(self, ctx),
             steps=ctx.data.n_classes,
             batch=self.teacher.batch,
+            nets=tuple(self.teacher.of(name, ctx.net_spec) for name in self.teacher.nets),
             task_images=images + crops // 3 + views,
             task_steps=steps,
             notes=(f"patches: up to {crops:,} crops of real images are looked at", *told, *advice),

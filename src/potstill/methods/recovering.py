@@ -79,7 +79,7 @@ class Recovering:
     """For the start `patches` alone: how they are chosen."""
     temperature: float | None = None
     """None: labels are classes; else each image has one soft label, the teacher's at this
-    temperature (published for labels of views: 20)."""
+    temperature. Who learns it is not softened, so that a large one teaches little."""
     labels: ViewLabels = later(ViewLabels())
     """Labels of augmented views, by which the published results were made."""
     use: Use = Use()
@@ -119,6 +119,8 @@ class Recovering:
                 f"order 'permuted' says nothing where all {ctx.data.n_classes} classes share a "
                 f"unit (batch {self.batch})."
             )
+        if self.together > (units := len(self.units(ctx))) and not ctx.recorded:
+            raise InputError(f"together must be at most the {units} units, not {self.together}.")
         if self.recovery.start == "patches":
             check_patches(self.patches, ctx)
         check_teachers(self.teacher, ctx)
@@ -131,7 +133,7 @@ class Recovering:
         units, made = self.units(ctx), ctx.ipc * ctx.data.n_classes
         count, patched = self.recovery.iterations, self.recovery.start == "patches"
         area = ctx.data.channels * ctx.data.size[0] * ctx.data.size[1]
-        looked = patched * ctx.data.n_classes * self.patches.images * self.patches.crops
+        looked = patched * self.patches.looked_at(ctx)
         largest = max(map(len, units))
         return Cost(
             graph_bytes=0,
@@ -139,6 +141,7 @@ class Recovering:
             disk_bytes=disk + self._bytes(ctx) + patched * made * area + label_bytes(self, ctx),
             steps=ctx.data.n_classes,
             batch=self.teacher.batch,
+            nets=tuple(self.teacher.of(name, ctx.net_spec) for name in self.teacher.nets),
             task_images=images + len(self.teacher.nets) * made * count + looked // 3 + views,
             task_steps=steps + count * -(-len(units) // self.together),
             notes=(
@@ -177,7 +180,7 @@ class Recovering:
             patches=patch_phase(self.patches, ctx, done).specs if start == "patches" else (),
             together=self.together,
         )
-        store.need_room(tasks.kind, tasks.specs, self._bytes(ctx))
+        store.need_room(tasks.kind, tasks.specs, self._bytes(ctx), what="recovered images")
         return tasks
 
     def _bytes(self, ctx: Context) -> int:

@@ -22,7 +22,7 @@ from potstill.teachers import (
     Teacher,
     TeacherPlan,
     TeacherSpec,
-    check_accuracy,
+    check_facts,
     check_teacher,
     planned,
     read_teacher,
@@ -47,6 +47,11 @@ class Patches:
         for name in ("factor", "images", "crops"):
             if (value := getattr(self, name)) < 1:
                 raise InputError(f"patches.{name} must be at least 1, not {value}.")
+
+    def looked_at(self, ctx: Context) -> int:
+        """Return the crops of real images that a teacher looks at."""
+        counts = torch.bincount(ctx.data.train.labels, minlength=ctx.data.n_classes)
+        return int(counts.clamp(max=self.images).sum()) * self.crops
 
     def scaled(self, scale: Literal["smoke", "cpu"]) -> Patches:
         """Return the same with at most as many images as a scale has: enough for 10 of a class."""
@@ -108,9 +113,11 @@ def teachers_of(ctx: Context, done: Done) -> dict[Teacher, Path]:
 
 def _accepted(ctx: Context, folders: list[Path]) -> dict[Teacher, Path]:
     found = {read_teacher(folder): folder for folder in folders}
+    if len(found) < len(folders):
+        raise InputError("Two networks of the committee have the same weights: name one of them.")
     for teacher, folder in found.items():
         check_teacher(teacher, ctx.data)
-        check_accuracy(teacher_facts(folder)["validation_accuracy"], teacher)
+        check_facts(teacher_facts(folder), teacher)
     return found
 
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from pathlib import Path
 
 from potstill.engine import Tasks
 from potstill.experts import ExpertPlan, expert_tasks
+from potstill.functional import graph_bytes
 from potstill.methods.api import Context
 from potstill.nets import FlatNet, kept_bytes
 
 
-def expert_phase(plan: ExpertPlan, ctx: Context) -> Tasks:
-    """Return the training of experts, which in later stages begin where links ended."""
+def expert_phase(plan: ExpertPlan, ctx: Context, targets: Path | None = None) -> Tasks:
+    """Return the training of experts, which in later stages begin where links ended.
+
+    `targets` is the folder of what those of objective kd_mse learn.
+    """
     tasks = expert_tasks(
         plan,
         ctx.data,
@@ -20,8 +25,16 @@ def expert_phase(plan: ExpertPlan, ctx: Context) -> Tasks:
         seed=ctx.seed,
         compute=ctx.plan.tasks,
         store=ctx.store,
+        targets=targets,
     )
     return tasks if ctx.after is None else ctx.after.continued(tasks)
+
+
+def window_bytes(ctx: Context, net: FlatNet, *, batch: int, steps: int) -> tuple[int, int]:
+    """Return the predicted bytes of the gradient through student steps: by graph, by adjoint."""
+    kept = kept_bytes(net.load(net.theta0), ctx.data.channels, ctx.data.size)
+    given = {"batch": batch, "kept": kept, "parameters": net.numel, "steps": steps}
+    return graph_bytes(strategy="graph", **given), graph_bytes(strategy="adjoint", **given)
 
 
 def expert_work(plan: ExpertPlan, images: int) -> tuple[int, int]:

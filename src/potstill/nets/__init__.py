@@ -9,6 +9,7 @@ from potstill.nets import vgg as vgg
 from potstill.nets import vit as vit
 from potstill.nets.external import EXTERNAL
 from potstill.nets.flat import FlatNet
+from potstill.nets.projector import HEADS, HeadSpec, projected, without_head
 from potstill.nets.spec import (
     NET_POOLS,
     NETS,
@@ -26,9 +27,11 @@ from potstill.nets.trial import flops, hindrance, kept_bytes
 
 __all__ = [
     "EXTERNAL",
+    "HEADS",
     "NETS",
     "NET_POOLS",
     "FlatNet",
+    "HeadSpec",
     "NetSpec",
     "Network",
     "build",
@@ -40,5 +43,7 @@ __all__ = [
     "hindrance",
     "kept_bytes",
     "narrowed",
+    "projected",
     "variant",
+    "without_head",
 ]

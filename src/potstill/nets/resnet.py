@@ -204,12 +204,13 @@ for _depth in (10, 18):
     _add(f"resnet{_depth}-idc", "batch", _thin, "widths 32 to 256 (IDC on CIFAR)", width=32)
     _add(f"resnet{_depth}-idc-wide", "batch", _wide, "widths 64 to 512 (IDC on other images)")
 _pooled = Layout(depth=10, stem=idc_ap_stem, average=True, init="fan_out")
-_tiny = Layout(depth=18, stem=lambda _: Stem(), init="fan_out but stem")
 _padded = Layout(depth=18, stem=lambda _: Stem(padding=2), init="fan_out but stem")
 _large = Layout(depth=18, stem=imagenet_stem)
 _add(
     "resnetap10-idc", "instance", _pooled, "average pooling, no strides (IDC on ImageNet)", least=16
 )
-_add("resnet18-tiny", "batch", _tiny, "3x3 stem of stride 1 at every size (SRe2L, CDA)")
+for _depth in (18, 50, 101):
+    _tiny = Layout(depth=_depth, stem=lambda _: Stem(), init="fan_out but stem")
+    _add(f"resnet{_depth}-tiny", "batch", _tiny, "3x3 stem of stride 1 at every size (SRe2L, CDA)")
 _add("resnet18-sololearn", "batch", _padded, "3x3 stem of padding 2 (KRR-ST, MKDT)", least=7)
 _add("resnet18-imagenet", "instance", _large, "7x7 stem and pooling (DC-BENCH at 64)", least=33)

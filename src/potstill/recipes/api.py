@@ -89,7 +89,7 @@ def from_recipe(name: str, *, data: str | None, scale: str = "full") -> Run:
         channels, height, _ = recipe.shape
         data = f"standin:{channels}x{min(height, 32)}x{min(recipe.classes, 10)}"
     run = recipe.make(data)
-    if scale == "smoke":
+    if scale == "smoke" and run.ipc is not None:
         run = dataclasses.replace(run, ipc=min(run.ipc, 10))
     return scaled(run, scale)
 
@@ -118,7 +118,14 @@ def scaled(run: Run, scale: str) -> Run:
         resize=None if standin else run.resize,
         fit="crop" if standin else run.fit,
         classes=None if standin else run.classes,
-        limit=min(run.limit or 1000, max(run.ipc * cells, 20) if smoke else 1000),
+        limit=min(run.limit or 1000, max(_wanted(run) * cells, 20) if smoke else 1000),
         select_every=0 if smoke else min(run.select_every, max(1, steps // 3)),
         scale=scale,
     )
+
+
+def _wanted(run: Run) -> int:
+    """Return so many images a class that what a run asks for is there, if their number is known."""
+    if run.ipc is not None:
+        return run.ipc
+    return int(run.size) if run.size and run.size.isdecimal() else 0

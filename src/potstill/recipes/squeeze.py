@@ -70,7 +70,7 @@ _DATA = {
     ),
     "tiny": _Data(
         title="Tiny-ImageNet", side=64, classes=200, net="resnet18-tiny", statistics="tiny@sre2l",
-        protocols={"sre2l": "tiny-kd", "cda": "tiny-kd", "rded": "rded"},
+        protocols={"sre2l": "tiny-kd", "cda": "tiny-kd-64", "rded": "rded"},
     ),
     "imagenet": _Data(
         title="ImageNet-1K", side=224, classes=1000, net="torchvision:resnet18",
@@ -169,8 +169,10 @@ def _recovered(family: str, data: str, ipc: int, numbers: tuple[float, ...]) -> 
         )
     if data == "cifar100":
         notes = (*notes, "mean and std of the images are not stated")
+    if known.side == 224:
+        notes = (*notes, ONLINE)
     if known.resize == "crop":
-        notes = (*notes, ONLINE, "all images are 224 pixels of the centre")
+        notes = (*notes, "all images are 224 pixels of the centre")
     return Recipe(
         make=_run(data, method, ipc, name),
         data=known.title,

@@ -19,6 +19,7 @@ from potstill.core.compute import Compute
 from potstill.core.errors import WorkError
 from potstill.core.keys import generator
 from potstill.data import MeanStd
+from potstill.engine import progress
 from potstill.functional.compiling import compiled
 from potstill.functional.losses import casting
 from potstill.functional.statistics import NormOf, statistics_loss
@@ -93,6 +94,8 @@ def recovered(
             losses.append((t, *parts.tolist()))
             if not bool(x.isfinite().all()):
                 raise WorkError(f"The recovery diverged by step {t}; lower lr ({settings.lr:g}).")
+            if t:  # the time of the first step tells nothing of the others
+                progress(t + 1, settings.iterations, "step")
     if settings.iterations in settings.snapshots:
         snapshots.append(x.cpu())
     return Recovered(x.cpu(), snapshots, losses)

@@ -6,7 +6,7 @@ Source: SRe2L, Yin, Xing and Shen, NeurIPS 2023 (arXiv 2306.13092), section 3.3.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from potstill.artefact import LabelPlan, write_labels
 from potstill.artefact.labels import epoch_of, views
+from potstill.artefact.quantise import packed_rows
 from potstill.core.compute import Compute
 from potstill.core.errors import InputError
 from potstill.core.files import write_json
@@ -115,8 +116,8 @@ def relabel(spec: RelabelSpec, context: dict[str, str], folder: Path) -> None:
         _asked(teacher, context[teacher.digest], spec.space, compute, spec.plan.batch)
         for teacher in spec.teachers
     ]
-    logits = view_logits(asked, space, images, spec.plan, spec.epoch, compute=compute)
-    write_labels(folder / FILE, logits, spec.plan)
+    pairs = view_logits(asked, space, images, spec.plan, spec.epoch, compute=compute)
+    write_labels(folder / FILE, packed_rows(pairs, len(images), spec.plan.codes), spec.plan)
     facts = {"seconds": time.perf_counter() - clock, "cpu_seconds": time.process_time() - cpu}
     write_json(folder / "labels.json", facts)
 
@@ -168,20 +169,15 @@ def view_logits(
     epoch: int,
     *,
     compute: Compute,
-) -> Tensor:
-    """Return the teachers' mean logits of the views of uint8 images in an epoch: [N, K], by row.
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield rows and the teachers' mean logits, float32 [n, K], of views of uint8 images.
 
-    In float32. They go through in batches of the plan, in the order of training.
+    They go through in batches of the plan, in the order of training in that epoch.
     """
     device, count = torch.device(compute.device), len(images)
     made = epoch_of(plan, epoch, count, (images.shape[1], images.shape[2], images.shape[3]))
-    found: Tensor | None = None
-    with torch.no_grad():
-        for rows in made.order.split(plan.batch):
+    for rows in made.order.split(plan.batch):
+        with torch.no_grad():
             x = views(plan, made, rows, lambda some: space.forward(images[some].to(device)))
-            logits = torch.stack([ask(x) for ask in teachers]).mean(0).cpu()
-            if found is None:
-                found = torch.empty(count, logits.shape[1])
-            found[rows] = logits
-    assert found is not None
-    return found
+            logits = torch.stack([ask(x) for ask in teachers]).mean(0)
+        yield rows, logits.float().cpu()

@@ -63,6 +63,8 @@ class Recovery:
             raise InputError(f"The step size lr must be above 0, not {self.lr}.")
         if not (self.bn >= 0 and self.first >= 0):
             raise InputError("The weights bn and first must be at least 0.")
+        if not self.bn and (self.norm, self.first) != ("l2", 10.0):
+            raise InputError("norm and first say nothing without the statistics (bn 0).")
         if self.optimizer.decays == "weights":
             raise InputError("optimizer.decays 'weights' is for networks; images take 'all'.")
         for name, allowed in (("norm", NormOf), ("start", Start), ("codec", Codec)):

@@ -1,6 +1,13 @@
 """Tables and pictures for people."""
 
 from potstill.report.plots import correlation_plot, windows_plot
+from potstill.report.probes import (
+    probe_caption,
+    probe_cells,
+    probe_markdown,
+    probe_plot,
+    rich_probes,
+)
 from potstill.report.table import (
     HEAD,
     caption,
@@ -20,8 +27,13 @@ __all__ = [
     "correlation_plot",
     "markdown",
     "matrix",
+    "probe_caption",
+    "probe_cells",
+    "probe_markdown",
+    "probe_plot",
     "rich_matrix",
     "rich_of",
+    "rich_probes",
     "rich_table",
     "text",
     "windows_plot",

@@ -16,7 +16,7 @@ MARKERS = "osD^v<"
 
 def correlation_plot(rows: Sequence[dict[str, Any]]) -> Figure:
     """Return accuracy by images a class, a line a kind of images; bars are 95 % intervals."""
-    figure, (axes,) = _figure(1, width=6.4)
+    figure, (axes,) = panels(1, width=6.4)
     whole = [row for row in rows if row["kind"] == "whole set"]
     kinds = [kind for kind in dict.fromkeys(row["kind"] for row in rows) if kind != "whole set"]
     for k, kind in enumerate(kinds):
@@ -45,7 +45,7 @@ def correlation_plot(rows: Sequence[dict[str, Any]]) -> Figure:
 
 def windows_plot(rows: Sequence[dict[str, Any]]) -> Figure:
     """Return norms and cosines by start of the window, and the norms of each kind of window."""
-    figure, (norms, cosines, kinds) = _figure(3, width=13)
+    figure, (norms, cosines, kinds) = panels(3, width=13)
     names = list(dict.fromkeys(row["of"] for row in rows))
     for k, name in enumerate(names):
         own = [row for row in rows if row["of"] == name]
@@ -80,11 +80,12 @@ def windows_plot(rows: Sequence[dict[str, Any]]) -> Figure:
     return figure
 
 
-def _figure(panels: int, *, width: float) -> tuple[Figure, list[Any]]:
+def panels(count: int, *, width: float) -> tuple[Figure, list[Any]]:
+    """Return a figure of so many panels side by side, and their axes."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, 4), layout="constrained")
-    axes = [figure.add_subplot(1, panels, k + 1) for k in range(panels)]
+    axes = [figure.add_subplot(1, count, k + 1) for k in range(count)]
     for each in axes:
         each.spines[["top", "right"]].set_visible(False)
     return figure, axes

@@ -80,7 +80,12 @@ def _training(pool: Pool, facts: dict[str, Any]) -> str:
         lr = f", lr {facts['lr']:g}" if isinstance(facts.get("lr"), float) else ""
         return f"imported, {_epochs(pool)} epochs{lr}"
     own, gsam = train.optimizer, train.sharpness
-    parts = [f"{train.epochs} epochs", f"{type(own).__name__} lr {train.lr:g}"]
+    taught = type(train.pairs).__name__ if train.pairs else "KD" if train.loss == "mse" else ""
+    parts = [
+        *([taught] if taught else []),
+        f"{train.epochs} epochs",
+        f"{type(own).__name__} lr {train.lr:g}",
+    ]
     parts += [f"momentum {own.momentum:g}"] if getattr(own, "momentum", 0) else []
     parts += [f"decay {own.weight_decay:g}"] if own.weight_decay else []
     parts += [f"GSAM {gsam.rho:g} / {gsam.alpha:g}"] if gsam is not None else []

@@ -31,13 +31,13 @@ def cells(result: Result) -> list[tuple[str, ...]]:
 
 def caption(result: Result) -> str:
     """Return one line that says under which rules the numbers were made and what they cost."""
-    parts = ", ".join(f"{name} {_size(count)}" for name, count in result.nbytes.items())
+    parts = ", ".join(f"{name} {bytes_text(count)}" for name, count in result.nbytes.items())
     how = " or ".join(dict.fromkeys(row.compute for row in result.rows if row.compute))
     when = "best mark on validation" if any(row.marks for row in result.rows) else "last epoch"
     return (
         f"{result.data} ({result.identity[:12]}), protocol {result.protocol}, {when}; "
         f"set: {parts}; training took {result.seconds:.1f} s, {result.cpu_seconds:.1f} CPU s, at "
-        f"most {_size(result.peak_bytes)} of memory{f' ({how})' if how else ''}"
+        f"most {bytes_text(result.peak_bytes)} of memory{f' ({how})' if how else ''}"
     )
 
 
@@ -66,9 +66,14 @@ def text(result: Result) -> str:
 
 def markdown(result: Result) -> str:
     """Return the table as Markdown."""
-    rows = [HEAD, tuple("---" for _ in HEAD), *cells(result)]
+    return markdown_of([HEAD, *cells(result)], caption(result))
+
+
+def markdown_of(rows: Sequence[tuple[str, ...]], below: str) -> str:
+    """Return any table, head first, as Markdown, with a line below it."""
+    rows = [rows[0], tuple("---" for _ in rows[0]), *rows[1:]]
     lines = ["| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in rows]
-    return "\n".join([*lines, "", caption(result).replace("|", "\\|")])
+    return "\n".join([*lines, "", below.replace("|", "\\|")])
 
 
 def rich_table(result: Result) -> Table:
@@ -105,18 +110,24 @@ def _cells(row: Row) -> tuple[str, ...]:
         ends = max(0.0, row.mean - row.ci95), min(1.0, row.mean + row.ci95)
         low, high = (f"{100 * end:.2f}" for end in ends)
     interval = f"{low} to {high}" if low else "-"
-    parts = [f"{k} {_size(row.nbytes[k])}" for k in ("labels", "teacher") if k in row.nbytes]
-    size = _size(sum(row.nbytes.values())) + (f" ({', '.join(parts)})" if parts else "")
+    parts = [f"{k} {bytes_text(row.nbytes[k])}" for k in ("labels", "teacher") if k in row.nbytes]
+    size = bytes_text(sum(row.nbytes.values())) + (f" ({', '.join(parts)})" if parts else "")
     step = f"{row.lr:.4g}"
     measured = (_accuracy(row), interval, str(row.n), step, size)
     return (row.name, row.net, row.regime, *measured, row.note)
 
 
 def _accuracy(row: Row) -> str:
-    return f"{100 * row.mean:.2f}" + ("" if row.std is None else f" ± {100 * row.std:.2f}")
+    return accuracy_text(row.mean, row.std)
 
 
-def _size(count: int) -> str:
+def accuracy_text(mean: float, std: float | None) -> str:
+    """Return fractions as mean ± std in %."""
+    return f"{100 * mean:.2f}" + ("" if std is None else f" ± {100 * std:.2f}")
+
+
+def bytes_text(count: int) -> str:
+    """Return bytes in B, KiB or MiB."""
     if count < 1024:
         return f"{count} B"
     return f"{count / 2**10:.1f} KiB" if count < 2**20 else f"{count / 2**20:.1f} MiB"

@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 from potstill.core.compute import Wish, default_memory
 from potstill.core.errors import InputError
-from potstill.core.spec import record
+from potstill.core.spec import later, record
 from potstill.core.store import Store, default_cache
 from potstill.core.usage import bytes_in
+from potstill.coresets import check_size
 from potstill.data import DataSet, Reading, open_data
 from potstill.engine import check_engine
 from potstill.nets import NetSpec, fitting
@@ -27,7 +28,7 @@ class Run:
     """The method with its settings."""
     data: str
     """Where the images come from: digits, folder:DIR, parquet:DIR (see `potstill datasets`)."""
-    ipc: int
+    ipc: int | None = None
     """Distilled images per class."""
     net: NetSpec = NetSpec(name="auto")
     """The network that the set is distilled with; auto = a ConvNet that ends at about 4x4."""
@@ -70,9 +71,19 @@ class Run:
     """The recipe that this run follows, if any."""
     scale: str = "full"
     """full, or the smaller counts of `cpu` or `smoke`."""
+    size: str | None = later(None)
+    """In place of ipc, for methods without classes (mkdt): distilled images in all, as a part of
+    the training images, 2%, or their number, 500."""
 
     def __post_init__(self) -> None:
-        if self.ipc < 1:
+        if (self.ipc is None) == (self.size is None):
+            raise InputError(
+                "Say how many images are wanted: ipc (a class), or size (in all, such as 2% or "
+                "500), and not both."
+            )
+        if self.size is not None:
+            check_size(self.size)
+        elif self.ipc is not None and self.ipc < 1:
             raise InputError(f"ipc (images per class) must be at least 1, not {self.ipc}.")
         if self.select_every < 0 or self.select_nets < 1:
             raise InputError("select_every must be at least 0 and select_nets at least 1.")
@@ -101,6 +112,11 @@ class Run:
         if self.memory is None:
             return default_memory(self.wish.resolved_device)
         return int(float(self.memory) * 2**30)
+
+    @property
+    def amount(self) -> str:
+        """Return how many images are wanted, in words: "ipc 10", "size 2%"."""
+        return f"ipc {self.ipc}" if self.size is None else f"size {self.size}"
 
     @property
     def reading(self) -> Reading:

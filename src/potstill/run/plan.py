@@ -10,8 +10,9 @@ import torch
 from potstill.core.compute import Compute, choose
 from potstill.core.errors import InputError
 from potstill.core.store import Store
+from potstill.coresets import size_of
 from potstill.data import DataSet, make_space
-from potstill.functional import choose_strategy
+from potstill.functional import choose_strategy, fresh
 from potstill.methods.api import Context, Cost, Plan, SynthBlock, name_of
 from potstill.methods.boost import Boost
 from potstill.nets import describe, flat, flops
@@ -52,7 +53,7 @@ def preflight(
         seed=run.seed,
         key=("student",),
     )
-    _check_counts(run, data)
+    count = _count(run, data)
     one = Compute(threads=1)
     until_the_cost_is_known = Plan(strategy="adjoint", window=one, tasks=one, memory=run.budget)
     ctx = Context(
@@ -60,10 +61,11 @@ def preflight(
         space=make_space(run.normaliser, data),
         net=net,
         net_spec=run.net,
-        ipc=run.ipc,
+        ipc=run.ipc or 0,
         seed=run.seed,
         plan=plan or until_the_cost_is_known,
-        synth=(SynthBlock(ipc=run.ipc),),
+        synth=() if run.ipc is None else (SynthBlock(ipc=run.ipc),),
+        count=count,
         replacement=run.replacement,
         recorded=recorded or plan is not None,
         store=store,
@@ -80,8 +82,20 @@ def preflight(
     return ctx, cost
 
 
-def _check_counts(run: Run, data: DataSet) -> None:
-    """Refuse more images a class than there are, and selection where there are no steps."""
+def _count(run: Run, data: DataSet) -> int:
+    """Return how many images are wanted.
+
+    Raises:
+        InputError: if there are fewer, of a class or in all; for a size that means nothing to the
+            method; for selection where there are no steps, or no classes to be right about.
+    """
+    if getattr(run.method, "unlabelled", False):
+        return _unlabelled(run, data)
+    if run.ipc is None:
+        raise InputError(
+            f"size {run.size!r} is for methods without classes (mkdt); {name_of(run.method)} "
+            "distils class by class: give ipc, images a class."
+        )
     smallest = int(torch.bincount(data.train.labels, minlength=data.n_classes).argmin())
     count = int((data.train.labels == smallest).sum())
     if run.ipc > count and not run.replacement:
@@ -98,6 +112,28 @@ def _check_counts(run: Run, data: DataSet) -> None:
         raise InputError(
             f"select_every is for methods that improve their images step by step; {name} does not."
         )
+    return run.ipc * data.n_classes
+
+
+def _unlabelled(run: Run, data: DataSet) -> int:
+    """Return how many images are wanted for a set of which no classifier is trained."""
+    name, of = name_of(run.method), len(data.train)
+    if run.replacement:
+        raise InputError(f"{name} does not fill classes up, so replacement says nothing.")
+    if run.select_every:
+        raise InputError(
+            f"select_every checks sets by classifiers trained on them; those of {name} have no "
+            "labels."
+        )
+    if run.size is not None:
+        return size_of(run.size, of)
+    count = (run.ipc or 0) * data.n_classes
+    if count > of:
+        raise InputError(
+            f"ipc {run.ipc} of {data.n_classes} classes makes {count} images; there are only {of} "
+            "training images (a part is kept for validation)."
+        )
+    return count
 
 
 def plan_lines(
@@ -141,7 +177,7 @@ def plan_line(run: Run, ctx: Context, cost: Cost) -> str:
     said = "; ".join(text for there, text in parts if there)
     return (
         f"{run.data}: {len(ctx.data.train)} training images, {ctx.data.n_classes} classes, "
-        f"{ctx.data.channels}x{ctx.data.size[0]}x{ctx.data.size[1]}; ipc {run.ipc}; "
+        f"{ctx.data.channels}x{ctx.data.size[0]}x{ctx.data.size[1]}; {run.amount}; "
         f"{describe(run.net)}; {ctx.space.describe()}{'; ' if said else ''}{said}"
     )
 
@@ -159,13 +195,15 @@ def resolve(run: Run, ctx: Context, cost: Cost, *, workers: int = 1) -> Plan:
     module = ctx.net.load(ctx.net.theta0)
     work = flops(module, ctx.data.channels, ctx.data.size)
     compiles = ctx.net.known or run.compile == "on"
+    theirs = [fresh(net, ctx.data) for net in cost.nets] or [ctx.net]
+    shape = (ctx.data.channels, ctx.data.size)
     tasks = choose(
         run.wish.among(workers),
         order=1,
-        flops=work,
+        flops=max(flops(net.load(net.theta0), *shape) for net in theirs),
         images=cost.task_images,
         steps=cost.task_steps,
-        compiles=compiles,
+        compiles=all(net.known for net in theirs) or run.compile == "on",
     )
     if not cost.window_images:  # outer steps that differentiate nothing, on the CPU
         window = Compute(threads=run.threads or torch.get_num_threads())

@@ -110,9 +110,16 @@ def _phases(
             with report.phase(phase.label, len(part.specs)) as advance:
                 tick = partial(_tick, advance)
                 if phase.together:
-                    run_together(phase, store, ctx.ranks, on_done=tick)
+                    run_together(phase, store, ctx.ranks, on_done=tick, on_part=advance)
                 else:
-                    run_tasks(part, store, engine=where.engine, workers=where.workers, on_done=tick)
+                    run_tasks(
+                        part,
+                        store,
+                        engine=where.engine,
+                        workers=where.workers,
+                        on_done=tick,
+                        on_part=advance,
+                    )
             if where.units is not None and part is not phase:
                 spent.save()
                 raise part_done(where.units, len(phase.specs))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -52,6 +53,16 @@ def teacher_accuracy(space: MeanStd, module: nn.Module, data: DataSet) -> float:
             right += int((found == data.val.labels[at : at + len(part)]).sum())
             at += len(part)
     return right / at
+
+
+def check_facts(facts: Mapping[str, Any], teacher: Teacher) -> None:
+    """Refuse a teacher by what its folder tells of it.
+
+    Raises:
+        InputError: as `check_accuracy`.
+    """
+    recorded = facts.get("recorded_accuracy")
+    check_accuracy(facts["validation_accuracy"], teacher, recorded=recorded)
 
 
 def check_accuracy(found: float, teacher: Teacher, *, recorded: float | None = None) -> None:

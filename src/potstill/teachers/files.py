@@ -130,7 +130,9 @@ def open_teacher(teacher: Teacher, folder: Path) -> nn.Module:
     return module.eval().requires_grad_(False)
 
 
-def load_weights(module: nn.Module, state: Mapping[str, Tensor], *, name: str) -> None:
+def load_weights(
+    module: nn.Module, state: Mapping[str, Tensor], *, name: str, what: str = "teacher"
+) -> None:
     """Put weights and running statistics into a network; nothing is ever left out.
 
     Raises:
@@ -139,13 +141,13 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], *, name: str) -
     own = module.state_dict()
     missing, strange = own.keys() - state.keys(), state.keys() - own.keys()
     if missing or strange:
-        which, what = (missing, "lacks") if missing else (strange, "has, unlike the network,")
+        which, does = (missing, "lacks") if missing else (strange, "has, unlike the network,")
         count = f"{len(which)} weight{'s'[: len(which) != 1]}"
-        raise InputError(f"The teacher {name} {what} {count} such as {min(which)}.")
+        raise InputError(f"The {what} {name} {does} {count} such as {min(which)}.")
     for key, value in own.items():
         if value.shape != state[key].shape:
             raise InputError(
-                f"The teacher {name} has {key} of shape {list(state[key].shape)}; the network's is "
+                f"The {what} {name} has {key} of shape {list(state[key].shape)}; the network's is "
                 f"{list(value.shape)}."
             )
     with torch.no_grad():

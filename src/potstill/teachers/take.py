@@ -28,6 +28,7 @@ from potstill.teachers.files import (
     load_weights,
     open_teacher,
     read_teacher,
+    teacher_facts,
 )
 
 LOOKED = 5000
@@ -69,19 +70,24 @@ def take_spec(
         InputError: if there is no such file; if published weights have other classes, or are for
             images that are normalised otherwise.
     """
-    published = _published(net.name)
-    if weights in published:
-        _check_published(net.name, weights, published[weights], data, space)
+    names = published(net.name)
+    if weights in names:
+        _check_published(net.name, weights, names[weights], data, space)
         return TakeSpec(net=filled(net), weights=weights, data=data.ref, space=space), {}
     path = Path(weights)
     path = path / WEIGHTS if path.is_dir() else path
     if not path.is_file():
-        known = f", and torchvision publishes only {', '.join(published)}" if published else ""
+        known = f", and torchvision publishes only {', '.join(names)}" if names else ""
         raise InputError(f"There is no file {weights} with weights of {net.name}{known}.")
-    changed = path.stat()
-    digest = _digest(path.absolute(), changed.st_mtime_ns, changed.st_size)
+    digest = file_digest(path)
     spec = TakeSpec(net=filled(net), weights=digest, data=data.ref, space=space)
     return spec, {digest: str(path.absolute())}
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file, read again only if it has changed."""
+    changed = path.stat()
+    return _digest(path.absolute(), changed.st_mtime_ns, changed.st_size)
 
 
 @lru_cache(maxsize=16)
@@ -89,7 +95,7 @@ def _digest(path: Path, changed: int, size: int) -> str:
     return file_hash(path)
 
 
-def _published(name: str) -> Mapping[str, Any]:
+def published(name: str) -> Mapping[str, Any]:
     """Return the published weights of a network of torchvision, by name; of others none."""
     source, _, plain = name.partition(":")
     if source != "torchvision":
@@ -133,7 +139,8 @@ def take_teacher(spec: TakeSpec, context: dict[str, str], folder: Path) -> None:
         net = replace(net, name=f"{net.name}@{spec.weights}")
     module = build(net, channels=data.channels, size=data.size, classes=data.n_classes, seed=0)
     if path is not None:
-        load_weights(module, _state(Path(path), spec, shape, data.n_classes, module), name=path)
+        of = (spec, shape, data.n_classes, names_of(data.classes))
+        load_weights(module, _state(Path(path), *of, module), name=path)
     Tapped(module)  # refuses one without batch norm
     options: dict[str, Any] = {"net": spec.net, "space": spec.space, "shape": shape}
     options |= {"classes": data.n_classes, "names": names_of(data.classes)}
@@ -147,6 +154,7 @@ def take_teacher(spec: TakeSpec, context: dict[str, str], folder: Path) -> None:
         "source": context.get("source"),
         "weights": Path(path).name if path else net.name,
         "validation_images": len(some),
+        "recorded_accuracy": _recorded(spec, path),
         "validation_accuracy": teacher_accuracy(
             spec.space, kept, replace(data, val=data.val.take(some))
         ),
@@ -154,8 +162,24 @@ def take_teacher(spec: TakeSpec, context: dict[str, str], folder: Path) -> None:
     keep_teacher(module, folder, **options, facts=facts)
 
 
+def _recorded(spec: TakeSpec, path: str | None) -> float | None:
+    """Return the accuracy that weights are known for: a teacher's, or that on ImageNet-1K."""
+    if path is None:
+        metrics = published(spec.net.name)[spec.weights].meta.get("_metrics", {})
+        known = metrics.get("ImageNet-1K", {}).get("acc@1")
+        return None if known is None else known / 100
+    if Path(path).name == WEIGHTS and (Path(path).parent / FACTS).is_file():
+        return teacher_facts(Path(path).parent).get("validation_accuracy")
+    return None
+
+
 def _state(
-    file: Path, spec: TakeSpec, shape: tuple[int, ...], classes: int, module: nn.Module
+    file: Path,
+    spec: TakeSpec,
+    shape: tuple[int, ...],
+    classes: int,
+    names: str,
+    module: nn.Module,
 ) -> dict[str, Tensor]:
     """Return the weights in a file under the names of the network.
 
@@ -171,8 +195,17 @@ def _state(
                 f"The teacher in {file.parent} is {made.net.name} for {made.classes} classes of "
                 f"images {made.shape} with {made.space.describe()}, not what is asked for."
             )
+        if made.names not in (None, names):
+            raise InputError(
+                f"The classes of the teacher in {file.parent} have other names than those of the "
+                "data, or come in another order."
+            )
         return load_tree(file)
-    state = read_weights(file)
+    return counted(read_weights(file), module)
+
+
+def counted(state: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+    """Return the weights of a network with counts of batches, 0 if they have none at all."""
     counts = {n: t for n, t in module.state_dict().items() if n.endswith("num_batches_tracked")}
     if counts.keys().isdisjoint(state):
         state |= {name: torch.zeros_like(count) for name, count in counts.items()}

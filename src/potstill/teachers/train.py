@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from potstill.core.compute import Compute
 from potstill.core.errors import InputError, WorkError
 from potstill.core.spec import later, record
 from potstill.data import DataRef, DataSet, MeanStd, moved, reopen
-from potstill.engine import Tasks, sharing
+from potstill.engine import Tasks, progress, sharing
 from potstill.functional import TrainSpec, fit
 from potstill.nets import NetSpec, filled, flat
 from potstill.nets.taps import Tapped
@@ -108,6 +109,11 @@ def train_teacher(spec: TeacherSpec, context: dict[str, str], folder: Path) -> N
         key=("teacher",),
     )
     losses: list[float] = []
+
+    def listen(epoch: int, theta: Tensor, loss: float) -> None:
+        losses.append(loss)
+        progress(epoch + 1, spec.train.epochs, "epoch")
+
     clock, cpu = time.perf_counter(), time.process_time()
     theta = fit(
         net,
@@ -118,7 +124,7 @@ def train_teacher(spec: TeacherSpec, context: dict[str, str], folder: Path) -> N
         seed=spec.seed,
         key=("teacher",),
         prepare=spec.space.forward,
-        on_epoch=lambda epoch, theta, loss: losses.append(loss),
+        on_epoch=listen,
         compute=compute,
         ranks=ranks,
     )

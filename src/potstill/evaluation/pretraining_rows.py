@@ -1,0 +1,70 @@
+"""Rows of an evaluation by probes."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from typing import Any
+
+from potstill.evaluation.pretraining_asked import ProbesAsked
+from potstill.evaluation.pretraining_entrants import Entrant
+from potstill.evaluation.pretraining_result import ProbeRow
+from potstill.evaluation.pretraining_specs import PretrainSpec, ProbeSpec
+from potstill.evaluation.result import spread
+from potstill.nets import NetSpec, describe
+
+Found = dict[PretrainSpec | ProbeSpec, dict[str, Any]]
+"""What each task found."""
+Shown = dict[tuple[int, NetSpec], tuple[PretrainSpec, ...]]
+"""The networks that are shown, a seed each, by place of the entrant and network."""
+
+
+def rows_of(asked: ProbesAsked, found: Found, shown: Shown) -> Iterator[ProbeRow]:
+    """Yield the rows: by network, entrant, data set, label budget."""
+    for (place, _), group in shown.items():
+        for at in range(len(asked.data)):
+            probes = [found[asked.probe(spec, at)] for spec in group]
+            for k in range(len(asked.budgets)):
+                yield _row(asked, asked.entrants[place], group, found, at, k, probes)
+
+
+def _row(
+    asked: ProbesAsked,
+    item: Entrant,
+    group: tuple[PretrainSpec, ...],
+    found: Found,
+    at: int,
+    k: int,
+    probes: list[dict[str, Any]],
+) -> ProbeRow:
+    """Return the row of some networks on one data set with one label budget."""
+    rules, first = asked.rules, group[0]
+    lines = [probe["budgets"][k] for probe in probes]
+    accuracies = tuple(line["test"] for line in lines)
+    mean, std, ci95 = spread(accuracies, ddof=rules.ddof)
+    diverged = sum(probe["diverged"] for probe in probes)
+    notes = [item.note]
+    notes.append(f"best of {len(item.trains)} step sizes" if len(item.trains) > 1 else "")
+    notes.append(f"{diverged} of {len(group)} diverged and count as 0" if diverged else "")
+    val = [line["val"] for line in lines if "val" in line]
+    return ProbeRow(
+        name=item.name,
+        net=describe(first.net),
+        target=asked.names[at],
+        labels=asked.budgets[k].text(),
+        count=lines[0]["labels"],
+        accuracies=accuracies,
+        mean=mean,
+        std=std,
+        ci95=ci95,
+        n=len(group),
+        knn=statistics.fmean(line["knn"] for line in lines),
+        validation=statistics.fmean(val) if val else None,
+        lr=None if first.train is None else first.train.lr,
+        protocol=rules.name,
+        nbytes=item.nbytes,
+        seconds=sum(found[spec]["seconds"] for spec in group),
+        cpu_seconds=sum(found[spec]["cpu_seconds"] for spec in group),
+        note="; ".join(filter(None, notes)),
+        compute=first.compute.describe(),
+    )
