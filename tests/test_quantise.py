@@ -9,6 +9,9 @@ import torch
 
 from potstill.artefact.quantise import packed, packed_rows, row_bytes, unpacked
 from potstill.core.errors import InputError
+from potstill.data import make_space, open_data
+from potstill.functional import Segment, TrainSpec, fit, fresh, predict
+from potstill.nets import NetSpec
 
 TABLE = {  # KL(p | q) over KL(p | uniform) at T = 1, 4, 20
     "float16": (1e-7, 5e-8, 4e-7),
@@ -46,6 +49,22 @@ def test_what_is_lost_is_as_published(codes):
         else:
             assert got == pytest.approx(want, rel=1.0 if temperature == 1 else 0.25)
     assert sum(part.nbytes for part in parts.values()) == 400 * row_bytes(codes, 1000)
+
+
+def test_logits_of_a_trained_network_lose_less(alone):
+    """Of ten classes, whose logits lie in a narrower range than the thousand of the table."""
+    data = open_data("digits")
+    space, net = make_space("measured", data), fresh(NetSpec(name="convnet1", width=16), data)
+    spec = TrainSpec(lr=0.05, segments=(Segment(epochs=5),), batch=64, augment=None)
+    images, labels = data.train.pixels, data.train.labels
+    theta = fit(net, net.theta0, images, labels, spec, seed=0, prepare=space.forward)
+    logits = predict(net, theta, data.test.pixels, prepare=space.forward)
+    assert (logits.argmax(1) == data.test.labels).float().mean() > 0.8
+    for codes, table in TABLE.items():
+        found = unpacked(packed(logits, codes), codes, 10)
+        gone = [lost(logits, found, temperature) for temperature in (1, 4, 20)]
+        assert all(got < 2 * want for got, want in zip(gone, table, strict=True))
+        assert all(got > 0 for got in gone)
 
 
 def test_the_order_is_that_of_the_table():

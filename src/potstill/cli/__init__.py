@@ -116,9 +116,8 @@ def _folder(run_spec: Run) -> Path:
     """Return where a run goes that names no folder."""
     from potstill.methods import name_of
 
-    method = name_of(run_spec.method).replace(":", "-")
-    amount = run_spec.amount.replace(" ", "").replace("%", "pc")
-    name = run_spec.recipe or f"{method}_{amount}"
+    own = f"{name_of(run_spec.method)}_{run_spec.amount}"
+    name = run_spec.recipe or own.replace(":", "-").replace(" ", "").replace("%", "pc")
     return Path("runs") / f"{name}-{run_spec.scale}-seed{run_spec.seed}"
 
 
@@ -178,9 +177,8 @@ def _score(path: Path, score: Score, where: Where, wish: Wish | None = None) -> 
 def _resume(arguments: list[str]) -> int:
     """Go on with an interrupted run: potstill resume RUN."""
     path, rest = one(arguments, "resume", "run")
-    flags = parse(
-        ResumeFlags, rest, name="resume RUN", text="Go on with the run in the folder RUN."
-    )
+    text = "Go on with the run in the folder RUN."
+    flags = parse(ResumeFlags, rest, name="resume RUN", text=text)
     from potstill.run import resume
 
     where, out, report = flags.where(), Path(path), _console()
