@@ -35,6 +35,7 @@ from potstill.experts import Trajectory
 from potstill.functional import SGD, Segment, TrainSpec, accuracy, fit, predict
 from potstill.nets import FlatNet, NetSpec, build
 from potstill.report import cells, markdown, matrix, rich_table, text
+from recorder import Recorder
 
 NET = NetSpec(name="convnet1", width=4)
 RECIPE = TrainSpec(lr=0.02, segments=(Segment(epochs=6),), batch=8, augment=None)
@@ -254,21 +255,6 @@ def test_wrong_input_is_refused(tmp_path):
         evaluate(s, protocol="stric", store=store)
 
 
-class Recorder:
-    """Plain gradient descent that writes down resets and step sizes."""
-
-    def __init__(self) -> None:
-        self.calls: list[str] = []
-
-    def init(self, theta):
-        self.calls.append("reset")
-        return ()
-
-    def update(self, theta, grad, state, lr, step):
-        self.calls.append(f"{float(lr):.3g} step {step}")
-        return theta - lr * grad, state
-
-
 # As the references print them: step size, nominal epochs, DSA, networks, divisor of the std.
 PUBLISHED = {
     "mtt": (0.03, 1000, True, 5, 0),  # the set's own step size and augmentation
@@ -287,7 +273,7 @@ def as_printed(name: str) -> TrainSpec:
 @pytest.mark.parametrize(("name", "row"), PUBLISHED.items())
 def test_golden_trace_on_10_images(name, row):
     lr, nominal, dsa, seeds, ddof = row
-    recorder, spec, rules = Recorder(), as_printed(name), PROTOCOLS.get(name)
+    recorder, spec, rules = Recorder(".3g"), as_printed(name), PROTOCOLS.get(name)
     assert (spec.batch, spec.optimizer) == (256, SGD(momentum=0.9, weight_decay=5e-4))
     assert (spec.augment, rules.seeds, rules.ddof) == (DSA() if dsa else None, seeds, ddof)
     assert rules.lr_grid == ()

@@ -28,6 +28,7 @@ from potstill.functional.losses import each
 from potstill.functional.optim import Bars
 from potstill.nets import FlatNet, NetSpec, build, flat
 from potstill.teachers import open_teacher, read_teacher, teacher_tasks
+from recorder import Recorder
 
 NET = NetSpec(name="resnet10-bn", width=4)
 CONV = NetSpec(name="convnet1", width=4)
@@ -202,21 +203,6 @@ def of_size(ipc: int, classes: int) -> DistilledSet:
     return replace(a_set(colours()), images=x, targets=Hard(labels), classes=tuple(names))
 
 
-class Recorder:
-    """Plain gradient descent that writes down resets and step sizes."""
-
-    def __init__(self) -> None:
-        self.calls: list[str] = []
-
-    def init(self, theta):
-        self.calls.append("reset")
-        return ()
-
-    def update(self, theta, grad, state, lr, step):
-        self.calls.append(f"{float(lr):.6g} step {step}")
-        return theta - lr * grad, state
-
-
 def falling(e: int, epochs: int, zeta: float = 1.0) -> float:
     return 0.5 * (1 + math.cos(math.pi * e / (zeta * epochs)))
 
@@ -244,7 +230,7 @@ def test_golden_trace_on_10_images(name, row):
     assert spec.augment == Crops(scale=(least, 1.0))
     assert spec.mix == (None if cutmix is None else CutMix(prob=cutmix, beta=1.0))
     module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 5)).double()
-    recorder, net = Recorder(), FlatNet(module)
+    recorder, net = Recorder(".6g"), FlatNet(module)
     traced = replace(spec, optimizer=recorder, augment=None, mix=None)
     fit(net, net.theta0, s.images, s.targets.labels, traced, seed=0)
     expected = [f"{lr:.6g} step {k}" for k, lr in enumerate(steps)]

@@ -16,7 +16,8 @@ from potstill.data import MeanStd, from_arrays, make_space, named_stats
 from potstill.evaluation import PROTOCOLS, evaluate
 from potstill.functional import SGD, Segment, TrainSpec, fit
 from potstill.nets import FlatNet
-from test_evaluate import RECIPE, Recorder, toy_data, toy_set
+from recorder import Recorder
+from test_evaluate import RECIPE, toy_data, toy_set
 
 PUBLISHED = IDC(strategy="color_crop_scale_rotate_flip")
 RULES = TrainSpec(
@@ -51,7 +52,7 @@ def a_set(ipc: int, classes: int, decode: MultiFormation) -> DistilledSet:
 
 def trace(spec: TrainSpec, count: int) -> tuple[list[str], list[int]]:
     """Return resets and step sizes, and the images of each batch, of a training."""
-    recorder, sizes = Recorder(), []
+    recorder, sizes = Recorder(".3g"), []
     net = FlatNet(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2)))
     images, labels = torch.zeros(count, 1, 2, 2), torch.arange(count) % 2
 

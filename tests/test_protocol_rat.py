@@ -20,7 +20,8 @@ from potstill.functional.sampling import balanced_rows, members, sampler
 from potstill.job import eval_rows, keep_rows
 from potstill.nets import FlatNet, build
 from potstill.report import text
-from test_evaluate import CLASSES, NET, RECIPE, Recorder, toy_data, toy_set
+from recorder import Recorder
+from test_evaluate import CLASSES, NET, RECIPE, toy_data, toy_set
 
 OWN = replace(RECIPE, lr=0.03, batch=4, augment=DSA(), segments=(Segment(epochs=2),))
 
@@ -96,7 +97,7 @@ def test_what_the_protocol_takes_from_a_recipe():
 
 
 def test_golden_trace_on_10_images():
-    recorder, spec = Recorder(), PROTOCOLS.get("ratbptt").train_spec(OWN)
+    recorder, spec = Recorder(".3g"), PROTOCOLS.get("ratbptt").train_spec(OWN)
     net = FlatNet(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2)))
     traced = replace(spec, optimizer=recorder, augment=None)
     fit(net, net.theta0, torch.zeros(10, 1, 2, 2), torch.arange(10) % 2, traced, seed=0)

@@ -14,9 +14,9 @@ from potstill.core.usage import peak_memory
 from potstill.data import DataRef, Pixels, SpaceSpec, moved, open_space, prepared, reopen
 from potstill.evaluation.lessons import Lesson, lesson_of
 from potstill.evaluation.specs import Distilled, EvalSpec, among
-from potstill.functional import accuracy, fit, predict
+from potstill.functional import accuracy, fit, fresh, predict
 from potstill.functional.train import Prepare
-from potstill.nets import FlatNet, flat
+from potstill.nets import FlatNet
 
 __all__ = ["Distilled", "EvalSpec", "evaluate_one"]
 
@@ -34,14 +34,7 @@ def evaluate_one(spec: EvalSpec, context: dict[str, str], folder: Path) -> None:
         InputError: if the set or teacher in its folder is not the one of the spec.
     """
     data, lesson = reopen(spec.data), lesson_of(spec, context)
-    net = flat(
-        spec.net,
-        channels=data.channels,
-        size=data.size,
-        classes=data.n_classes,
-        seed=spec.seed,
-        key=("evaluate",),
-    )
+    net = fresh(spec.net, data, seed=spec.seed, key=("evaluate",))
     theta, marks, (seconds, cpu_seconds) = _trained(spec, net, lesson)
     result = {
         **_measured(spec, net, theta),

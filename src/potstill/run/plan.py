@@ -15,7 +15,7 @@ from potstill.data import DataSet, make_space
 from potstill.functional import choose_strategy, fresh
 from potstill.methods.api import Context, Cost, Plan, SynthBlock, name_of
 from potstill.methods.boost import Boost
-from potstill.nets import describe, flat, flops
+from potstill.nets import describe, flops
 from potstill.run.config import Run, resolved
 
 GRAPH_FLOPS = 2**25
@@ -45,14 +45,7 @@ def preflight(
             f"{run.data} has one class only ({data.classes[0]!r}); at least 2 are needed."
         )
     run = resolved(run, data)
-    net = flat(
-        run.net,
-        channels=data.channels,
-        size=data.size,
-        classes=data.n_classes,
-        seed=run.seed,
-        key=("student",),
-    )
+    net = fresh(run.net, data, seed=run.seed, key=("student",))
     count = _count(run, data)
     one = Compute(threads=1)
     until_the_cost_is_known = Plan(strategy="adjoint", window=one, tasks=one, memory=run.budget)

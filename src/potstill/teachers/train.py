@@ -17,8 +17,8 @@ from potstill.core.errors import InputError, WorkError
 from potstill.core.spec import later, record
 from potstill.data import DataRef, DataSet, MeanStd, moved, reopen
 from potstill.engine import Tasks, progress, sharing
-from potstill.functional import TrainSpec, fit
-from potstill.nets import NetSpec, filled, flat
+from potstill.functional import TrainSpec, fit, fresh
+from potstill.nets import NetSpec, filled
 from potstill.nets.taps import Tapped
 from potstill.teachers.check import names_of, teacher_accuracy
 from potstill.teachers.files import keep_teacher
@@ -59,7 +59,7 @@ def teacher_tasks(
         InputError: if the network has no batch norm, from whose statistics images are recovered.
     """
     net = filled(net)
-    made = flat(net, channels=data.channels, size=data.size, classes=data.n_classes, seed=seed)
+    made = fresh(net, data, seed=seed)
     Tapped(made.load(made.theta0))
     spec = TeacherSpec(
         data=data.ref,
@@ -100,14 +100,7 @@ def train_teacher(spec: TeacherSpec, context: dict[str, str], folder: Path) -> N
         )
     data, compute = reopen(spec.data), spec.compute
     device, shape = torch.device(compute.device), (data.channels, *data.size)
-    net = flat(
-        spec.net,
-        channels=data.channels,
-        size=data.size,
-        classes=data.n_classes,
-        seed=spec.seed,
-        key=("teacher",),
-    )
+    net = fresh(spec.net, data, seed=spec.seed, key=("teacher",))
     losses: list[float] = []
 
     def listen(epoch: int, theta: Tensor, loss: float) -> None:
