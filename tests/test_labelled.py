@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections import namedtuple
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -149,6 +150,18 @@ def test_what_labels_need_is_said_and_missing_room_before_anything(tmp_path, mon
     with pytest.raises(InputError, match=r"The labels still to be made .*; lower labels\.epoch"):
         made(SMALL, tmp_path)
     assert not (tmp_path / "run").exists()
+
+
+def test_another_disk_of_the_set_is_looked_at_too(tmp_path, monkeypatch):
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda f: usage(9 if f == elsewhere else 10**9))
+    where, run = Where(store=tmp_path / "store"), run_of(SMALL)
+    disks = {elsewhere: Path("/proc"), where.store: tmp_path}
+    monkeypatch.setattr("potstill.run.shared.existing", lambda f: disks.get(f, disks[elsewhere]))
+    with pytest.raises(InputError, match=r"The labels of the set still to be made .* --out"):
+        distil(run, elsewhere / "run", where=where)
+    assert not list(elsewhere.iterdir())
 
 
 def test_settings_without_effect_are_refused():

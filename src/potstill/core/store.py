@@ -162,6 +162,11 @@ def faults(folder: Path) -> list[str]:
         return ["done.json"]
 
 
+def existing(folder: Path) -> Path:
+    """Return the folder, or the nearest one above it that exists."""
+    return next(f for f in (folder, *folder.absolute().parents) if f.exists())
+
+
 def need_room(
     folder: Path, nbytes: int, *, what: str = "files", hint: str = "make room there"
 ) -> None:
@@ -170,8 +175,7 @@ def need_room(
     Raises:
         InputError: naming both numbers and what can be done.
     """
-    there = next(f for f in (folder, *folder.absolute().parents) if f.exists())
-    free = shutil.disk_usage(there).free
+    free = shutil.disk_usage(existing(folder)).free
     if nbytes > free:
         raise InputError(
             f"The {what} still to be made need {nbytes / 2**30:.3g} GiB, and {folder} has only "

@@ -143,6 +143,8 @@ class Cost:
     """Images, with repetition, that all experts together are trained on."""
     task_steps: int = 0
     """Steps of all experts together."""
+    set_bytes: int = 0
+    """Of the disk's bytes those that lie in the set too: links, or copies on another disk."""
     nets: tuple[NetSpec, ...] = ()
     """Networks of the tasks, where these are not the run's."""
     notes: tuple[str, ...] = ()

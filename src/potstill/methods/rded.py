@@ -87,6 +87,7 @@ class RDED:
             adjoint_bytes=0,
             disk_bytes=disk + ctx.ipc * ctx.data.n_classes * area + label_bytes(self, ctx),
             steps=ctx.data.n_classes,
+            set_bytes=label_bytes(self, ctx),
             batch=self.teacher.batch,
             nets=tuple(self.teacher.of(name, ctx.net_spec) for name in self.teacher.nets),
             task_images=images + crops // 3 + views,

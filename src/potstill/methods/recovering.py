@@ -140,6 +140,7 @@ class Recovering:
             adjoint_bytes=0,
             disk_bytes=disk + self._bytes(ctx) + patched * made * area + label_bytes(self, ctx),
             steps=ctx.data.n_classes,
+            set_bytes=label_bytes(self, ctx),
             batch=self.teacher.batch,
             nets=tuple(self.teacher.of(name, ctx.net_spec) for name in self.teacher.nets),
             task_images=images + len(self.teacher.nets) * made * count + looked // 3 + views,

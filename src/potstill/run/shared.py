@@ -9,7 +9,7 @@ from typing import Any
 
 from potstill.artefact import DistilledSet, load
 from potstill.core.errors import InputError
-from potstill.core.store import Store
+from potstill.core.store import Store, existing, need_room
 from potstill.core.threads import using_threads
 from potstill.data import DataSet
 from potstill.engine import Tasks, joined, run_together, take_gpu
@@ -57,6 +57,9 @@ def _ready(run: Run, out: Path, data: DataSet | None, where: Where) -> Distilled
     ctx, cost = preflight(run, data, plan, store=where.open_store(), workers=where.workers)
     if isinstance(first := run.method.phases(ctx, {}), Tasks):
         where.open_store().need_room(first.kind, first.specs, cost.disk_bytes)
+    disks = {existing(folder).stat().st_dev for folder in (out, where.open_store().root)}
+    if plan is None and len(disks) > 1:
+        need_room(out, cost.set_bytes, what="labels of the set", hint="choose another --out")
     return run, ctx, cost, plan
 
 
