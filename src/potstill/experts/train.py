@@ -6,7 +6,6 @@ Source: Cazenavette et al., Dataset Distillation by Matching Training Trajectori
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from potstill.core.errors import InputError, WorkError
 from potstill.core.spec import later, record
 from potstill.core.store import Store, default_cache
 from potstill.data import DataRef, DataSet, Space, SpaceSpec, moved, open_space, prepared, reopen
-from potstill.engine import Tasks, progress
+from potstill.engine import Tasks, Watch
 from potstill.experts.imports import imported_tasks
 from potstill.experts.plan import PAIRS, ExpertPlan
 from potstill.experts.pools import KIND
@@ -154,15 +153,13 @@ def train_from(
     compute, device = spec.compute, torch.device(spec.compute.device)
     path = torch.empty(spec.train.epochs + 1, net.numel, pin_memory=device.type == "cuda")
     path[0] = theta0
-    losses: list[float] = []
+    watch = Watch(spec.train.epochs)
 
     def keep(epoch: int, theta: Tensor, loss: float) -> None:
         path[epoch + 1].copy_(theta, non_blocking=True)
-        losses.append(loss)
-        progress(epoch + 1, spec.train.epochs, "epoch")
+        watch.epoch(epoch, theta, loss)
 
     space = open_space(spec.space)
-    clock, cpu = time.perf_counter(), time.process_time()
     pixels, prepare = prepared(space, data.train.pixels)
     theta = fit(
         net,
@@ -185,12 +182,8 @@ def train_from(
     if spec.outputs is None and spec.head is None:
         validation = accuracy(net, theta, val.pixels, val.labels, prepare=forward, compute=compute)
     facts = {
-        "source": context.get("source"),
-        "train_loss": losses,
+        **watch.facts(context),
         "validation_accuracy": validation,
         "parameters": [[n, list(s)] for n, s in zip(net.names, net.shapes, strict=True)],
-        "torch": torch.__version__,
-        "seconds": time.perf_counter() - clock,
-        "cpu_seconds": time.process_time() - cpu,
     }
     write_trajectory(folder, path, facts)

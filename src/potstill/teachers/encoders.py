@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from potstill.core.errors import InputError
-from potstill.core.files import read_json, write_json
-from potstill.core.spec import canonical, from_json, record, to_json
+from potstill.core.files import write_json
+from potstill.core.spec import canonical, record, to_json
 from potstill.core.state import load_tree, save_tree, tensor_digest
 from potstill.data import MeanStd
 from potstill.nets import NetSpec, build, filled, without_head
 from potstill.nets.hidden import Projected
-from potstill.teachers.files import load_weights
+from potstill.teachers.files import load_weights, read_record
 
 ENCODER, ENCODER_FACTS = "encoder.safetensors", "encoder.json"
 """The files of an encoder: weights with running statistics, and its record."""
@@ -103,7 +103,7 @@ def read_encoder(folder: Path) -> Encoder:
     Raises:
         InputError: if there is none, or it needs something that this version does not have.
     """
-    return _read(folder)[0]
+    return read_record(folder / ENCODER_FACTS, Encoder, "encoder")[0]
 
 
 def encoder_facts(folder: Path) -> dict[str, Any]:
@@ -112,18 +112,7 @@ def encoder_facts(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: as `read_encoder`.
     """
-    return _read(folder)[1]
-
-
-def _read(folder: Path) -> tuple[Encoder, dict[str, Any]]:
-    try:
-        found = read_json(folder / ENCODER_FACTS)
-        encoder, facts = from_json(found["encoder"]), found["facts"]
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{folder / ENCODER_FACTS} does not describe an encoder.") from error
-    if not isinstance(encoder, Encoder):
-        raise InputError(f"{folder / ENCODER_FACTS} does not describe an encoder.")
-    return encoder, facts
+    return read_record(folder / ENCODER_FACTS, Encoder, "encoder")[1]
 
 
 def open_encoder(encoder: Encoder, folder: Path) -> nn.Module:

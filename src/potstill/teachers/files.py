@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from potstill.core.state import load_tree, save_tree, tensor_digest
 from potstill.data import MeanStd
 from potstill.nets import NetSpec, build, filled
 
+R = TypeVar("R")
 WEIGHTS, FACTS = "teacher.safetensors", "teacher.json"
 """The files of a teacher: weights with running statistics, and its record."""
 
@@ -89,7 +90,7 @@ def read_teacher(folder: Path) -> Teacher:
     Raises:
         InputError: if there is none, or it needs something that this version does not have.
     """
-    return _read(folder)[0]
+    return read_record(folder / FACTS, Teacher, "teacher")[0]
 
 
 def teacher_facts(folder: Path) -> dict[str, Any]:
@@ -98,18 +99,24 @@ def teacher_facts(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: as `read_teacher`.
     """
-    return _read(folder)[1]
+    return read_record(folder / FACTS, Teacher, "teacher")[1]
 
 
-def _read(folder: Path) -> tuple[Teacher, dict[str, Any]]:
+def read_record(file: Path, kind: type[R], name: str) -> tuple[R, dict[str, Any]]:
+    """Return the record of a network that is in a file under its name, and what was noted of it.
+
+    Raises:
+        InputError: if there is none, or it needs something that this version does not have.
+    """
+    wrong = InputError(f"{file} does not describe {'an' if name[0] in 'aeiou' else 'a'} {name}.")
     try:
-        found = read_json(folder / FACTS)
-        teacher, facts = from_json(found["teacher"]), found["facts"]
+        found = read_json(file)
+        made, facts = from_json(found[name]), found["facts"]
     except (KeyError, TypeError) as error:
-        raise InputError(f"{folder / FACTS} does not describe a teacher.") from error
-    if not isinstance(teacher, Teacher):
-        raise InputError(f"{folder / FACTS} does not describe a teacher.")
-    return teacher, facts
+        raise wrong from error
+    if not isinstance(made, kind):
+        raise wrong
+    return made, facts
 
 
 def open_teacher(teacher: Teacher, folder: Path) -> nn.Module:

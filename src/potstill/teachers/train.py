@@ -5,18 +5,16 @@ Source: SRe2L, Yin, Xing and Shen, NeurIPS 2023 (arXiv 2306.13092), section 3.1.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from potstill.core.compute import Compute
 from potstill.core.errors import InputError, WorkError
 from potstill.core.spec import later, record
 from potstill.data import DataRef, DataSet, MeanStd, moved, reopen
-from potstill.engine import Tasks, progress, sharing
+from potstill.engine import Tasks, Watch, sharing
 from potstill.functional import TrainSpec, fit, fresh
 from potstill.nets import NetSpec, filled
 from potstill.nets.taps import Tapped
@@ -101,13 +99,7 @@ def train_teacher(spec: TeacherSpec, context: dict[str, str], folder: Path) -> N
     data, compute = reopen(spec.data), spec.compute
     device, shape = torch.device(compute.device), (data.channels, *data.size)
     net = fresh(spec.net, data, seed=spec.seed, key=("teacher",))
-    losses: list[float] = []
-
-    def listen(epoch: int, theta: Tensor, loss: float) -> None:
-        losses.append(loss)
-        progress(epoch + 1, spec.train.epochs, "epoch")
-
-    clock, cpu = time.perf_counter(), time.process_time()
+    watch = Watch(spec.train.epochs)
     theta = fit(
         net,
         net.theta0.to(device),
@@ -117,7 +109,7 @@ def train_teacher(spec: TeacherSpec, context: dict[str, str], folder: Path) -> N
         seed=spec.seed,
         key=("teacher",),
         prepare=spec.space.forward,
-        on_epoch=listen,
+        on_epoch=watch.epoch,
         compute=compute,
         ranks=ranks,
     )
@@ -127,14 +119,7 @@ def train_teacher(spec: TeacherSpec, context: dict[str, str], folder: Path) -> N
         return
     net.eval()
     module = net.load(theta)
-    facts = {
-        "source": context.get("source"),
-        "train_loss": losses,
-        "epochs": spec.train.epochs,
-        "torch": torch.__version__,
-        "seconds": time.perf_counter() - clock,
-        "cpu_seconds": time.process_time() - cpu,
-    }
+    facts = {**watch.facts(context), "epochs": spec.train.epochs}
     try:
         keep_teacher(
             module,

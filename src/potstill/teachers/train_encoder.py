@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from potstill.core.compute import Compute
 from potstill.core.errors import InputError, WorkError
 from potstill.core.spec import record
 from potstill.data import DataRef, DataSet, MeanStd, moved, reopen
-from potstill.engine import progress
+from potstill.engine import Watch
 from potstill.functional import TrainSpec, fit
 from potstill.functional.neighbours import knn_accuracy
 from potstill.functional.restoring import restoring
@@ -83,13 +81,7 @@ def train_encoder(spec: EncoderSpec, context: dict[str, str], folder: Path) -> N
     shape = (data.channels, *data.size)
     size: dict[str, Any] = {"channels": data.channels, "size": data.size}
     net = projected(spec.net, spec.head, **size, seed=spec.seed, key=("encoder",))
-    losses: list[float] = []
-
-    def listen(epoch: int, theta: Tensor, loss: float) -> None:
-        losses.append(loss)
-        progress(epoch + 1, spec.train.epochs, "epoch")
-
-    clock, cpu = time.perf_counter(), time.process_time()
+    watch = Watch(spec.train.epochs)
     theta = fit(
         net,
         net.theta0.to(device),
@@ -99,7 +91,7 @@ def train_encoder(spec: EncoderSpec, context: dict[str, str], folder: Path) -> N
         seed=spec.seed,
         key=("encoder",),
         prepare=spec.space.forward,
-        on_epoch=listen,
+        on_epoch=watch.epoch,
         compute=spec.compute,
     )
     if not bool(theta.isfinite().all()):
@@ -112,12 +104,8 @@ def train_encoder(spec: EncoderSpec, context: dict[str, str], folder: Path) -> N
     except InputError as error:  # running statistics that are not finite
         raise WorkError(f"{error} Lower its step size (now {spec.train.lr:g}).") from error
     facts = {
-        "source": context.get("source"),
-        "train_loss": losses,
+        **watch.facts(context),
         "epochs": spec.train.epochs,
-        "torch": torch.__version__,
-        "seconds": time.perf_counter() - clock,
-        "cpu_seconds": time.process_time() - cpu,
         **neighbours(encoder, folder, data, compute=spec.compute),
     }
     keep_encoder(module, folder, **own, facts=facts)
