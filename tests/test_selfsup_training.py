@@ -20,7 +20,7 @@ from potstill.functional import SGD, Adam, Segment
 from potstill.functional.neighbours import knn_accuracy
 from potstill.functional.restoring import restoring
 from potstill.functional.selfsup import BarlowTwins, SimCLR, pair_loss_of, text_of_loss
-from potstill.nets import HEADS, NetSpec, projected
+from potstill.nets import HEADS, NetSpec, filled, projected
 from potstill.teachers import (
     MIXBT_CIFAR,
     MIXBT_TINY,
@@ -117,6 +117,7 @@ def test_trainings_that_are_refused():
         ({"net": ""}, "NAME@WEIGHTS"),
         ({"net": "own@"}, "NAME@WEIGHTS"),
         ({"net": "own@file.pth", "training": TRAIN}, "training has no settings"),
+        ({"net": "own@file.pth", "width": 64}, "the width of its weights"),
     ):
         with pytest.raises(InputError, match=message):
             EncoderPlan(**changes)
@@ -124,6 +125,16 @@ def test_trainings_that_are_refused():
     assert plan.scaled("smoke").batch == 0
     assert plan.scaled("cpu").net == plan.net
     assert EncoderPlan().batch == 256
+
+
+def test_an_encoder_can_be_wider_than_the_runs_network():
+    own = NetSpec(name="convnet3", width=8)
+    assert EncoderPlan().of(own).width == 8
+    assert EncoderPlan(width=16).of(own) == filled(NetSpec(name="convnet3", width=16))
+    assert EncoderPlan(net="resnet18-bn", width=16).of(own).width == 16
+    assert EncoderPlan(net="own@folder", width=None).anew() == EncoderPlan()
+    with pytest.raises(InputError, match="has no setting width"):
+        EncoderPlan(net="lenet", width=16).of(own)
 
 
 def test_views_restore_the_colours_of_normalised_images(alone):

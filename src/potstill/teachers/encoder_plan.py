@@ -8,7 +8,7 @@ from typing import Literal
 
 from potstill.core.compute import Compute
 from potstill.core.errors import InputError
-from potstill.core.spec import record
+from potstill.core.spec import later, record
 from potstill.data import DataSet, MeanStd, make_space, named_stats
 from potstill.engine import Tasks
 from potstill.nets import NetSpec, filled, variant
@@ -34,6 +34,8 @@ class EncoderPlan:
     space: str | None = None
     """Its own normaliser, such as cifar100@sololearn or measured (None); weights from a file need
     its name, others know theirs."""
+    width: int | None = later(None)
+    """Its width, if another than that which goes with the run's network."""
 
     def __post_init__(self) -> None:
         name, at, weights = self.net.partition("@")
@@ -41,6 +43,8 @@ class EncoderPlan:
             raise InputError(f"An encoder is a network or NAME@WEIGHTS, not {self.net!r}.")
         if at and self.training not in _STATED:
             raise InputError(f"{self.net} is not trained, so its training has no settings.")
+        if at and self.width is not None:
+            raise InputError(f"{self.net} has the width of its weights, not {self.width}.")
 
     @property
     def batch(self) -> int:
@@ -50,11 +54,14 @@ class EncoderPlan:
     def of(self, own: NetSpec) -> NetSpec:
         """Return the network; one with weights has its published settings, but `own` those."""
         name, at, _ = self.net.partition("@")
-        return filled(NetSpec(name=name)) if at and name != "own" else variant(name, own)
+        if at and name != "own":
+            return filled(NetSpec(name=name))
+        found = variant(name, own)
+        return found if self.width is None else filled(replace(found, width=self.width))
 
     def anew(self) -> EncoderPlan:
         """Return the plan for data that no weights are for: then the run's network is trained."""
-        return replace(self, net="own", space=None) if "@" in self.net else self
+        return replace(self, net="own", space=None, width=None) if "@" in self.net else self
 
     def scaled(self, scale: Literal["smoke", "cpu"]) -> EncoderPlan:
         """Return the plan with at most the counts of a scale."""
