@@ -17,8 +17,10 @@ TOLERANCE = 1e-9
 KEY = ("check",)
 
 
-def translated(index: Tensor, params: Params) -> Batch:
-    """Return a step of the plain programs with the choices of ours."""
+def translated(index: Tensor, params: Params | None) -> Batch:
+    """Return a step of the plain programs with the choices of ours; None: no augmentation."""
+    if params is None:
+        return Batch(index, "", {})
     (op,) = params.ops
     return Batch(index, op, dict(zip(COLUMNS, params.values.unbind(1), strict=True)))
 

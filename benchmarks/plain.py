@@ -7,7 +7,7 @@ so that `checks` can hand them those of potstill and compare in float64.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -101,6 +101,8 @@ def unrolled(
     labels: Tensor,
     lr: Tensor,
     batches: Iterable[Batch],
+    *,
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
 ) -> Tensor:
     """Return theta after one step of SGD a batch, with the autograd graph of all steps."""
     named = dict(net.named_parameters())
@@ -109,9 +111,9 @@ def unrolled(
     for batch in batches:
         pairs = zip(named.items(), theta.split(sizes), strict=True)
         weights = {name: part.view(w.shape) for (name, w), part in pairs}
-        logits = functional_call(net, weights, (augmented(images[batch.index], batch),))
-        loss = F.cross_entropy(logits, labels[batch.index])
-        (grad,) = torch.autograd.grad(loss, theta, create_graph=True)
+        given = functional_call(net, weights, (augmented(images[batch.index], batch),))
+        error = loss(given, labels[batch.index])
+        (grad,) = torch.autograd.grad(error, theta, create_graph=True)
         theta = theta - lr * grad
     return theta
 

@@ -60,7 +60,9 @@ def _numbers(op: str, n: int, side: int, chance: torch.Generator) -> Numbers:
 
 
 def augmented(x: Tensor, batch: Batch) -> Tensor:
-    """Return images [n, C, H, W] after the operation of the batch."""
+    """Return images [n, C, H, W] after the operation of the batch; an empty name is none."""
+    if not batch.op:
+        return x
     return _OPS[batch.op](x, batch.numbers).contiguous()
 
 

@@ -5,9 +5,11 @@ the distance to a target in images and step size, as trajectory matching does. T
 stock PyTorch: autograd with create_graph through all N steps. Ours: `graph`, `adjoint`, and the
 adjoint's steps `compiled`, all in float32. Before anything is timed, the gradients of all versions
 must agree in float64. Peak memory is that of a fresh process for each version, above what a step
-with N = 1 needs.
+with N = 1 needs. With `--features D` students learn D numbers of each image, which are learned too,
+by their mean square error and without augmentation, as in MKDT.
 
     python benchmarks/unroll.py --steps 10 50 --widths 128 --batch 10 --repeats 5 --out FILE.jsonl
+    python benchmarks/unroll.py --steps 5 10 --widths 128 --batch 16 --features 512 --out FILE.jsonl
 
 ORIGINAL are the CPU seconds of the published code on one core of another machine.
 """
@@ -25,19 +27,26 @@ import common
 import plain
 import rows
 import torch
+import torch.nn.functional as F
 from checks import judged, plain_net, spec_of, translated
 from common import CLASSES, SIDE
 from rows import Row
 from torch import Tensor, nn
 
 from potstill.augment import DSA
-from potstill.functional import SGD, Batch, augmented, ce, training_loss, unroll
+from potstill.functional import SGD, Batch, augmented, ce, mse, training_loss, unroll
 from potstill.nets import FlatNet, build
 
-ORIGINAL = {(32, 10, 10): (0.29, 0.36), (128, 10, 10): (1.5, 1.9), (128, 10, 50): (6.5, 8.1)}
-"""(width, batch, steps) -> CPU seconds of the published code, lowest and highest."""
+ORIGINAL = {
+    (32, 10, 10, 0): (0.29, 0.36),
+    (128, 10, 10, 0): (1.5, 1.9),
+    (128, 10, 50, 0): (6.5, 8.1),
+    (128, 16, 5, 512): (1.41, 1.67),
+    (128, 16, 10, 512): (3.59, 3.59),
+}
+"""(width, batch, steps, features) -> CPU seconds of the published code, lowest and highest."""
 VERSIONS = ("plain", "graph", "adjoint", "compiled")
-Gradients = tuple[Tensor, Tensor]
+Gradients = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,54 +59,72 @@ class Problem:
     target: Tensor
     images: Tensor
     labels: Tensor
+    """Classes [b], or features [b, D], which are learned."""
     lr: Tensor
     batches: list[Batch]
-    augment: DSA
+    augment: DSA | None
 
     def first(self) -> Problem:
         """Return the same with its first step alone."""
         return replace(self, batches=self.batches[:1])
 
+    def leaves(self) -> list[Tensor]:
+        """Return copies of what is learned: images, step size, and features."""
+        learned = (self.images, self.lr, *([] if self.augment else [self.labels]))
+        return [each.clone().requires_grad_() for each in learned]
+
 
 def problem(
-    *, width: int, batch: int, steps: int, dtype: torch.dtype = torch.float32, side: int = SIDE
+    *,
+    width: int,
+    batch: int,
+    steps: int,
+    features: int = 0,
+    dtype: torch.dtype = torch.float32,
+    side: int = SIDE,
 ) -> Problem:
     """Draw images, batches with augmentation, a start (fresh weights), a target near it."""
-    chance = torch.Generator().manual_seed(0)
-    net = FlatNet(build(spec_of(width), channels=3, size=(side, side), classes=CLASSES, seed=0))
-    theta, shape, augment = net.theta0.to(dtype), (3, side, side), DSA()
+    chance, outputs = torch.Generator().manual_seed(0), features or CLASSES
+    net = FlatNet(build(spec_of(width), channels=3, size=(side, side), classes=outputs, seed=0))
+    theta, shape, augment = net.theta0.to(dtype), (3, side, side), None if features else DSA()
+
+    def step() -> Batch:
+        index = torch.randperm(batch, generator=chance)
+        return Batch(index, augment and augment.sample(batch, shape, chance))
+
     return Problem(
         net=net,
-        plain=plain_net(width, theta, side=side, classes=CLASSES),
+        plain=plain_net(width, theta, side=side, classes=outputs),
         theta=theta,
         target=theta + 0.01 * torch.randn(theta.shape, generator=chance).to(dtype),
         images=torch.randn(batch, *shape, generator=chance).to(dtype),
-        labels=torch.arange(batch) % CLASSES,
+        labels=torch.randn(batch, features, generator=chance).to(dtype)
+        if features
+        else torch.arange(batch) % CLASSES,
         lr=torch.tensor(0.01, dtype=dtype),
-        batches=[
-            Batch(torch.randperm(batch, generator=chance), augment.sample(batch, shape, chance))
-            for _ in range(steps)
-        ],
+        batches=[step() for _ in range(steps)],
         augment=augment,
     )
 
 
 def plain_step(p: Problem) -> Gradients:
-    """Return the gradients in images and step size, by autograd through the graph of all steps."""
-    images, lr = p.images.clone().requires_grad_(), p.lr.clone().requires_grad_()
+    """Return the gradients of what is learned, by autograd through the graph of all steps."""
+    leaves = p.leaves()
+    images, lr, labels = (*leaves, p.labels)[:3]
     batches = (translated(batch.index, batch.extra) for batch in p.batches)
-    end = plain.unrolled(p.plain, p.theta, images, p.labels, lr, batches)
-    by_images, by_lr = torch.autograd.grad(plain.distance(end, p.theta, p.target), (images, lr))
-    return by_images, by_lr
+    loss = F.cross_entropy if p.augment else F.mse_loss
+    end = plain.unrolled(p.plain, p.theta, images, labels, lr, batches, loss=loss)
+    return torch.autograd.grad(plain.distance(end, p.theta, p.target), leaves)
 
 
 def our_step(p: Problem, name: str) -> Gradients:
     """Return the same gradients by potstill."""
-    images, lr = p.images.clone().requires_grad_(), p.lr.clone().requires_grad_()
+    leaves = p.leaves()
+    images, lr, labels = (*leaves, p.labels)[:3]
     end = unroll(
-        training_loss(p.net, ce),
+        training_loss(p.net, ce if p.augment else mse),
         p.theta,
-        (images, p.labels),
+        (images, labels),
         lr,
         p.batches,
         optimizer=SGD(),
@@ -105,8 +132,7 @@ def our_step(p: Problem, name: str) -> Gradients:
         strategy="graph" if name == "graph" else "adjoint",
         compiled=name == "compiled",
     )
-    by_images, by_lr = torch.autograd.grad(plain.distance(end, p.theta, p.target), (images, lr))
-    return by_images, by_lr
+    return torch.autograd.grad(plain.distance(end, p.theta, p.target), leaves)
 
 
 def version(name: str) -> Callable[[Problem], Gradients]:
@@ -115,14 +141,20 @@ def version(name: str) -> Callable[[Problem], Gradients]:
 
 
 def check_equal(
-    *, width: int, batch: int, side: int = SIDE, versions: Sequence[str] = VERSIONS
+    *,
+    width: int,
+    batch: int,
+    features: int = 0,
+    side: int = SIDE,
+    versions: Sequence[str] = VERSIONS,
 ) -> float:
     """Return the largest relative difference of float64 gradients from the plain ones.
 
     Raises:
         SystemExit: if it is above 1e-9.
     """
-    p = problem(width=width, batch=batch, steps=3, dtype=torch.float64, side=side)
+    sizes = {"width": width, "batch": batch, "features": features, "side": side}
+    p = problem(**sizes, steps=3, dtype=torch.float64)
     reference = plain_step(p)
     return max(
         judged(ours, other, other, f"gradient of {name}")
@@ -133,7 +165,7 @@ def check_equal(
 
 def in_fresh_process(_: argparse.Namespace, what: Row) -> None:
     """Print the peak of two outer steps above one with N = 1, or what the first step takes."""
-    p = problem(width=what["width"], batch=what["batch"], steps=what["steps"])
+    p = problem(**{name: what[name] for name in ("width", "batch", "steps", "features")})
     run = version(what["version"])
     first, second = (common.timed(lambda: run(p.first()))[0] for _ in range(2))
     if what["task"] == "compile":
@@ -150,7 +182,8 @@ def in_fresh_process(_: argparse.Namespace, what: Row) -> None:
 
 def measure(asked: argparse.Namespace, width: int, steps: int) -> Row:
     """Return one configuration's CPU seconds (all repeats, interleaved) and peak memory."""
-    sizes, versions = {"width": width, "batch": asked.batch, "steps": steps}, asked.versions
+    sizes = {"width": width, "batch": asked.batch, "steps": steps, "features": asked.features}
+    versions = asked.versions
     p = problem(**sizes)
     for name in versions:  # warm up
         version(name)(p.first())
@@ -164,17 +197,18 @@ def measure(asked: argparse.Namespace, width: int, steps: int) -> Row:
             name: common.fresh(__file__, {**sizes, "task": "peak", "version": name}, asked)
             for name in (() if asked.no_memory else versions)
         },
-        "original_cpu_seconds": ORIGINAL.get((width, asked.batch, steps)),
+        "original_cpu_seconds": ORIGINAL.get((width, asked.batch, steps, asked.features)),
     }
 
 
 def show(row: Row) -> list[str]:
     """Return a row as a few lines of text."""
     peaks = row["peak_extra_bytes"]
+    what = f", {row['features']} features" if row.get("features") else ""
     return [
         *rows.lines(
             row,
-            f"width {row['width']}, b = {row['batch']}, N = {row['steps']}",
+            f"width {row['width']}, b = {row['batch']}, N = {row['steps']}{what}",
             {name: f"peak +{peak / 2**20:.0f} MiB" for name, peak in peaks.items()},
         ),
         *rows.beside_original(row, "CPU s a step", row["original_cpu_seconds"]),
@@ -186,6 +220,7 @@ def flags() -> argparse.ArgumentParser:
     parser = common.parser(__doc__, versions=VERSIONS, repeats=5)
     parser.add_argument("--steps", type=int, nargs="+", default=[10, 50], help="N")
     parser.add_argument("--batch", type=int, default=10)
+    parser.add_argument("--features", type=int, default=0, help="D; 0: classes")
     parser.add_argument("--no-memory", action="store_true", help="leave out the peak memory")
     return parser
 
@@ -193,9 +228,10 @@ def flags() -> argparse.ArgumentParser:
 def measured(asked: argparse.Namespace) -> Iterator[tuple[Row, list[str]]]:
     """Measure every configuration asked for; yield rows and their text."""
     for width in asked.widths:
-        difference = check_equal(width=width, batch=asked.batch, versions=asked.versions)
+        sizes = {"width": width, "batch": asked.batch, "features": asked.features}
+        difference = check_equal(**sizes, versions=asked.versions)
         print(f"width {width}: float64 gradients equal the plain ones to {difference:.1e}")
-        what = {"width": width, "batch": asked.batch, "steps": 1, "task": "compile"}
+        what = {**sizes, "steps": 1, "task": "compile"}
         compiling = common.compile_seconds(__file__, what, asked)
         for steps in asked.steps:
             row = measure(asked, width, steps)

@@ -27,6 +27,15 @@ def test_wide_nets_equal_the_plain_version_too(bench):
     assert bench("unroll").check_equal(width=64, batch=2, side=16, versions=versions) < 1e-9
 
 
+def test_learned_features_equal_the_plain_version_too(bench):
+    unroll = bench("unroll")
+    sizes = {"width": 4, "batch": 3, "features": 7, "side": 16}
+    assert unroll.check_equal(**sizes, versions=("graph", "adjoint")) < 1e-9
+    by_images, by_lr, by_features = unroll.plain_step(unroll.problem(**sizes, steps=2))
+    assert by_features.shape == (3, 7)
+    assert all(bool(each.any()) for each in (by_images, by_lr, by_features))
+
+
 def test_a_wrong_gradient_stops_it(bench, monkeypatch):
     unroll = bench("unroll")
 
@@ -46,7 +55,14 @@ def test_peak_memory_is_that_of_a_process_of_its_own(bench):
     small, large = (
         common.fresh(
             unroll.__file__,
-            {"task": "peak", "version": "plain", "width": 32, "batch": 4, "steps": n},
+            {
+                "task": "peak",
+                "version": "plain",
+                "width": 32,
+                "batch": 4,
+                "steps": n,
+                "features": 0,
+            },
             asked,
         )
         for n in (2, 12)
