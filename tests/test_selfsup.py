@@ -178,7 +178,7 @@ def test_wrong_input_is_one_sentence(make, message):
 def test_lightly_agrees():
     """lightly's Barlow Twins takes batch norm's biased variance and its eps."""
     if find_spec("lightly") is None:
-        pytest.skip("lightly is not installed")
+        pytest.skip("lightly is not installed: pip install 'potstill[oracle]'")
     try:
         import_torchvision()  # lightly imports it
     except InputError as error:
