@@ -72,7 +72,7 @@ def page() -> str:
             f"Commit {first['commit'][:10]}; {first['machine']}; distilled in "
             f"{seconds:.0f} CPU seconds (peak {peak:.0f} MiB); protocol "
             f"{', '.join(dict.fromkeys(row['protocol'] for row in rows))}.\n",
-            "| method, ipc | trained on | network | labels | accuracy % | 95 % interval | n | step "
+            "| method, ipc or images | trained on | network | labels | accuracy % | 95 % interval | n | step "
             "size | note |",
             "|---|---|---|---|---|---|---|---|---|",
             *map(line_of, rows),
@@ -86,15 +86,16 @@ def line_of(row: dict) -> str:
     """Return one row as a line of a Markdown table."""
     run = row["config"]["run"]
     mean, half = 100 * row["mean"], 100 * (row["ci95"] or 0)
+    labels = f"{row['labels']} of {row['target'].rpartition('/')[2]}" if "target" in row else None
     cells = (
-        f"{said(run['method'])}, {run['ipc']}",
+        f"{said(run['method'])}, {run.get('size') or run['ipc']}",
         row["name"],
         row["net"],
-        row.get("regime", "hard"),
+        labels or row.get("regime", "hard"),
         f"{mean:.2f} ± {100 * (row['std'] or 0):.2f}",
         f"{mean - half:.2f} to {mean + half:.2f}",
         str(row["n"]),
-        f"{row['lr']:.4g}",
+        "-" if row["lr"] is None else f"{row['lr']:.4g}",
         row["note"],
     )
     return f"| {' | '.join(cells)} |"

@@ -10,6 +10,7 @@ from potstill.methods.chosen import Use
 from potstill.methods.condensation import DCMethod, DMMethod, DSAMethod, IDCMethod
 from potstill.methods.coreset import Herding, KCenter, KMedoids, Random
 from potstill.methods.inner import Inner
+from potstill.methods.krr_st import KRRST
 from potstill.methods.mkdt import MKDT
 from potstill.methods.mtt import MTT
 from potstill.methods.progressive import Progressive
@@ -18,6 +19,7 @@ from potstill.methods.rded import RDED
 from potstill.methods.real import RealImages
 from potstill.methods.recovering import CDA, SRe2L
 from potstill.methods.scored import EL2N, Forgetting
+from potstill.methods.subset_kd import SubsetKD
 from potstill.methods.tutors import Patches
 from potstill.methods.windows import Window
 from potstill.recover import CDA_TINY, SRE2L_TINY
@@ -39,6 +41,16 @@ SELF = SelfSupervised(
     augment=DSA(strategy="crop"),
 )
 SMALL = {
+    "krr-st": KRRST(
+        iterations=6,
+        batch_real=50,
+        lr=1e-3,
+        models=2,
+        life=4,
+        image_init="random-balanced",
+        evaluation_epochs=30,
+        teacher=EncoderPlan(training=SELF),
+    ),
     "mkdt": MKDT(
         iterations=6,
         steps=3,
@@ -119,9 +131,17 @@ SMALL = {
         temperature=4.0,
         use=USE,
     ),
+    "subset-kd": SubsetKD(choice="random-balanced", teacher=EncoderPlan(training=SELF)),
     "rded": RDED(teacher=TEACHER, patches=Patches(images=20), use=USE),
 }
 WRONG = {
+    "krr-st": [
+        *({name: 0} for name in ("iterations", "batch_real", "models", "life", "lr", "lam")),
+        *({name: 0} for name in ("clip", "inner_lr", "evaluation_epochs")),
+        *({name: -1} for name in ("momentum", "weight_decay")),
+        *({name: float("nan")} for name in ("lr", "lam", "inner_lr", "weight_decay")),
+        {"image_init": "high-loss"},
+    ],
     "mkdt": [
         *({name: 0} for name in ("iterations", "steps", "expert_epochs", "max_start_epoch")),
         *({name: 0} for name in ("batch_syn", "evaluation_epochs", "lr_img", "lr_init")),
@@ -173,5 +193,12 @@ WRONG = {
         ]
         for name in ("sre2l", "cda")
     },
+    "subset-kd": [
+        {"evaluation_epochs": 0},
+        {"lr": 0.0},
+        {"lr": float("nan")},
+        {"clusters": -1},
+        *({name: "fancy"} for name in ("choice", "groups", "targets")),
+    ],
     "rded": [{"temperature": 0}, {"temperature": -1.0}],
 }

@@ -263,7 +263,7 @@ def test_a_lock_between_two_processes(tmp_path):
     ready, go = spawn.Event(), spawn.Event()
     child = spawn.Process(target=_hold, args=(tmp_path, ready, go))
     child.start()
-    assert ready.wait(20)
+    assert ready.wait(60)
     with pytest.raises(InputError, match="Another process is working"), locked(tmp_path):
         pass
     child.kill()

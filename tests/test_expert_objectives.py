@@ -25,6 +25,7 @@ from potstill.experts import (
     expert_net,
     expert_tasks,
     pools,
+    targets_facts,
 )
 from potstill.experts.kept import write_rows
 from potstill.functional import SGD, Segment, TrainSpec, fit, mse
@@ -156,7 +157,8 @@ def test_experts_learn_the_targets_of_their_own_images(data, store, targets):
         assert facts["train_loss"][-1] < facts["train_loss"][0]
         assert facts["validation_accuracy"] is None
     (pool,) = pools(store)
-    assert any(cell.startswith("KD, 3 epochs") for cell in pool_cells(pool))
+    digest = targets_facts(targets)["encoder"]
+    assert pool_cells(pool)[5].startswith(f"KD of convnet2 {digest[:8]}, 3 epochs")
     assert expert_module(work.specs[0], folder)(torch.rand(2, 3, 8, 8)).shape == (2, 20)
 
 
@@ -240,6 +242,9 @@ def test_plans_keep_their_names_and_refuse_what_does_not_belong(data, store, tar
         tasks(grey, views)
     with pytest.raises(InputError, match="not whitened"):
         tasks(data, views, space=make_space("zca-mtt", data))
+    alone = replace(views, batch=(count := len(data.train)) - 1)
+    with pytest.raises(InputError, match=f"{count} images in batches of {count - 1} leave a batch"):
+        tasks(data, alone)
 
 
 @pytest.mark.slow

@@ -18,9 +18,8 @@ from potstill.nets import build
 
 
 @pytest.fixture(autouse=True)
-def _alone(tmp_path, monkeypatch):
-    monkeypatch.setenv("POTSTILL_CACHE", str(tmp_path / "cache"))
-    torch.set_num_threads(1)
+def _alone(alone):
+    pass
 
 
 @pytest.fixture(scope="module")

@@ -25,9 +25,8 @@ from potstill.teachers import EncoderPlan, read_encoder
 
 
 @pytest.fixture(autouse=True)
-def _alone(tmp_path, monkeypatch):
-    monkeypatch.setenv("POTSTILL_CACHE", str(tmp_path / "cache"))
-    torch.set_num_threads(1)
+def _alone(alone):
+    pass
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +61,7 @@ def test_subsets(store):
     ctx = ready(store)
     targets = read_targets(ctx.done["targets"][0], data=ctx.data.ref)
     losses, labels = expert_losses(tuple(ctx.done["losses"])), ctx.data.train.labels
-    given = {"labels": labels, "targets": targets, "losses": losses, "seed": 0}
+    given = {"groups": labels, "targets": targets, "losses": losses, "seed": 0}
     for name in ("high-loss", "high-loss-balanced", "random", "random-balanced"):
         large, small = (subset_rows(name, n, **given) for n in (60, 20))
         assert torch.equal(large[:20], small)
@@ -74,6 +73,8 @@ def test_subsets(store):
     assert not torch.equal(subset_rows("random", 20, **given), subset_rows("random", 20, **others))
     with pytest.raises(InputError, match=r"subset.*fancy"):
         subset_rows("fancy", 20, **given)
+    with pytest.raises(InputError, match="'high-loss' needs the losses of experts"):
+        subset_rows("high-loss", 20, **{**given, "losses": None})
 
 
 def test_a_run_saves_its_last_state_and_goes_on_from_any(store, tmp_path, capsys):

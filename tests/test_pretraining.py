@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from potstill.core.errors import InputError
+from potstill.core.errors import InputError, WorkError
 from potstill.core.spec import from_json, to_json
 from potstill.core.state import load_tree
 from potstill.core.store import Store
@@ -191,6 +191,8 @@ def test_views_of_random_images_are_trained_on_directly(toy):
     assert "targets" not in row.nbytes
     other = evaluate_pretraining(s, **options, direct=direct_recipe("simclr", epochs=2))
     assert other.row("random, SimCLR").lr == 0.01
+    with pytest.raises(InputError, match="leave a batch of one, which is no batch of pairs"):
+        evaluate_pretraining(s, **options, direct=dataclasses.replace(direct, batch=len(s) - 1))
 
 
 def test_protocols_are_what_they_say(toy):
@@ -230,10 +232,27 @@ def test_other_sets_stand_beside_and_targets_are_looked_up(toy, tmp_path):
     assert [row.name for row in found.rows] == ["distilled", "high-loss", "again"]
     assert "real images, 0 of 3 classes are absent" in found.row("high-loss").note
     assert found.row("again").accuracies == found.row("distilled").accuracies
-    assert found.pretrainings == 2
+    assert found.pretrainings == 1 + 3  # real images choose among the set's step, .1 and 1
     lonely = evaluate_pretraining(s, **options, store=Store(tmp_path / "none"))
     assert [row.name for row in lonely.rows] == ["distilled", NONE]
     assert "not in the store" in lonely.notes[0]
+
+
+def test_a_set_of_real_images_chooses_its_step_as_the_others_do(toy):
+    store, data, _, s = toy
+    origin = dataclasses.replace(s.origin, rows=tuple(range(12)))
+    own = dataclasses.replace(RECIPE, lr=0.02)
+    real = dataclasses.replace(s, origin=origin, recipe=own)
+    options = {"data": data, "labels": ["50%"], "seeds": 1, "store": store}
+    beside = [Beside(name="real", sets=(real,))]
+    found = evaluate_pretraining(s, **options, beside=beside)
+    assert found.row("real").note.endswith("best of 4 step sizes")  # its own, too
+    assert found.row(RANDOM[0]).note == "best of 3 step sizes"
+    found = evaluate_pretraining(real, **options)
+    assert found.row("distilled").note.endswith("best of 3 step sizes")
+    assert found.row(RANDOM[0]).note == "best of 3 step sizes"
+    found = evaluate_pretraining(s, **options, beside=beside, protocol="mkdt-parity")
+    assert [row.lr for row in found.rows] == [0.05, 0.1, 0.1, 0.1, None]
 
 
 def test_training_that_diverges_is_told_and_not_chosen(toy):
@@ -244,3 +263,28 @@ def test_training_that_diverges_is_told_and_not_chosen(toy):
     assert found.row("distilled").mean == 0
     assert found.row("distilled").note == "1 of 1 diverged and count as 0"
     assert found.row(RANDOM[0]).lr in (0.1, 1.0)
+
+
+def test_a_probe_without_an_optimum_counts_as_diverged_and_stops_no_other(toy, monkeypatch):
+    store, data, _, s = toy
+    real, calls = tasks.linear_probe, []
+
+    def first_fails(*given):
+        calls.append(given)
+        if len(calls) == 1:
+            raise WorkError("A linear probe did not reach its optimum.")
+        return real(*given)
+
+    monkeypatch.setattr(tasks, "linear_probe", first_fails)
+    found = evaluate_pretraining(s, data=data, labels=["50%"], seeds=1, store=store)
+    assert (found.row("distilled").mean, found.row("distilled").knn) == (0, 0)
+    assert "1 of 1 diverged and count as 0" in found.row("distilled").note
+    assert found.row(NONE).mean > 0
+
+
+def test_parts_of_labels_are_without_rounding_errors():
+    (budget,) = budgets_of(("0.7%",), ())
+    assert (
+        len(given_rows(torch.zeros(1000, dtype=torch.int64), 1, budget, stratified=True, seed=0))
+        == 7
+    )

@@ -74,6 +74,9 @@ def test_bad_probes():
     x, y = toy(40)
     with pytest.raises(InputError, match="l2 of a linear probe must be above 0, not 0"):
         linear_probe(x, y, 4, l2=0)
+    for huge in (1e6, 1e12):  # where L-BFGS ends before the optimum
+        with pytest.raises(WorkError, match="did not reach its optimum"):
+            linear_probe(toy(60, 3, apart=0.3)[0] * huge, toy(60, 3)[1], 4)
     x[3, 2] = math.nan
     with pytest.raises(WorkError, match="did not reach its optimum"):
         linear_probe(x, y, 4)
@@ -128,7 +131,7 @@ def test_labels_that_leave_classes_out_are_refused():
     labels = torch.arange(200).repeat_interleave(29)  # CUB-like: 1 % is 58 labels of 200 classes
     with pytest.raises(InputError, match="1 % of 5800 labels leaves 142 of 200 classes without"):
         label_subset(labels, 200, fraction=0.01, seed=0)
-    with pytest.raises(InputError, match="take a stratified draw or a larger fraction"):
+    with pytest.raises(InputError, match=r"a stratified draw \(--stratified\), a larger fraction"):
         label_subset(labels, 200, fraction=0.05, stratified=False, seed=0)
     assert len(label_subset(labels, 200, fraction=0.01, force=True, seed=0)) == 58
     forced = label_subset(labels, 200, fraction=0.01, stratified=False, force=True, seed=0)

@@ -78,6 +78,7 @@ def test_views_and_shots_by_flags(home, capsys):
         (["probe", "set", "--transfer", "nothing"], "nothing"),
         (["probe", "set", "--direct", "moco"], "--direct"),
         (["probe", "set", "--direct-epochs", "0"], "--direct-epochs must be at least 1"),
+        (["probe", "set", "--direct-epochs", "9"], "goes with --direct, not 9"),
     ],
 )
 def test_mistakes_are_one_sentence_and_exit_2(home, capsys, arguments, said):

@@ -24,6 +24,7 @@ from potstill.methods.by_class import distances
 from potstill.methods.condensation import DSAMethod, IDCMethod
 from potstill.methods.coreset import Random
 from potstill.methods.inner import Inner
+from potstill.methods.learning import Learning
 from potstill.methods.mtt import MTT
 from potstill.methods.progressive import Progressive
 from potstill.methods.ratbptt import RaTBPTT
@@ -266,8 +267,8 @@ def test_a_student_step_takes_as_many_images_as_a_stage_has_from_the_whole_union
     run = of(Progressive(base=base, stages=3), ipc=6)
     ctx, _ = preflight(run, open_data(run.data, limit=run.limit))
     for stage in (1, 2, 3):
-        assert base._batch(run.method._sized(ctx, stage)) == 20
-    assert base._batch(ctx) == 60  # the method alone takes all
+        assert Learning(base, run.method._sized(ctx, stage)).batch == 20
+    assert Learning(base, ctx).batch == 60  # the method alone takes all
 
 
 class Killed(Exception):

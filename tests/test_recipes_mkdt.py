@@ -1,5 +1,7 @@
 """MKDT's recipes: every constant beside its table, the numbers on record, what is said of a run."""
 
+import json
+
 import pytest
 import torch
 
@@ -74,14 +76,25 @@ def test_there_are_no_others():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mkdt_cifar10_2pc", "mkdt-simclr_cifar10_2pc"])
-def test_reproduce_at_smoke_says_which_probe_compares(name, tmp_path, monkeypatch, capsys):
+def test_reproduce_at_smoke_ends_with_the_probe_that_compares(name, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("POTSTILL_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     torch.set_num_threads(1)
     assert run(["reproduce", name, "--scale", "smoke", "--threads", "1"]) == 0
     said = " ".join(capsys.readouterr().out.split())
+    (rows,) = (tmp_path / "runs").glob("*/eval.jsonl")
+    found = [json.loads(line) for line in rows.read_text().splitlines()]
+    own = [row for row in found if row["name"] == "distilled"]
+    assert {row["labels"] for row in own} == {"1 shot", "5 shots"}  # 5 % of so few are none
+    row = max(own, key=lambda row: row["count"])
+    here = f"here {100 * row['mean']:.2f} ± {100 * row['std']:.2f} % with 5 shots a class (n = "
     if "simclr" in name:
-        assert "no published number is known; `potstill probe runs/" in said
+        assert {row["protocol"] for row in found} == {"recommended"}
+        assert f"no published number is known, {here}5)" in said
     else:
+        assert {row["protocol"] for row in found} == {"mkdt-parity"}
         assert "53.89 ± 1.2" in said
-        assert "--protocol mkdt-parity` finds it here" in said
+        assert "41.42 ± 0.42 % with 1 %" in said
+        assert f"{here}3): not comparable (scale smoke" in said
+        assert "probes were given 5 shots a class, not 5% of all labels" in said
+        assert "the published number is not verified" in said

@@ -134,7 +134,7 @@ def test_epochs_between_and_of_stages():
         method = RECIPES.get(name).make("d").method
         ctx = SimpleNamespace(
             synth=(SynthBlock(ipc=2),),
-            data=SimpleNamespace(n_classes=10),
+            data=SimpleNamespace(n_classes=10, channels=3, size=(32, 32)),
             space=named_stats("cifar10@idc"),
         )
         assert method.base.training(ctx, method._between)[0].segments == links

@@ -218,6 +218,8 @@ def test_what_an_encoder_cannot_learn_from(alone, tmp_path):
         phase(data, space="zca-mtt")
     with pytest.raises(InputError, match="1 channels"):
         phase(data, space="mnist@dc")
+    with pytest.raises(InputError, match="leave a batch of one, which is no batch of pairs"):
+        phase(data, replace(TRAIN, batch=len(data.train) - 1))
     wild = replace(TRAIN, lr=1e30, loss=SimCLR(), second=None)
     with pytest.raises(WorkError, match="ower its step size"):
         run_tasks(phase(data, wild), Store(tmp_path / "store"))

@@ -23,7 +23,7 @@ from potstill.methods.windows import Window
 from potstill.nets import NetSpec
 from potstill.report import correlation_plot, windows_plot
 from potstill.run import Run, distil, open_run_data, preflight, read_run
-from potstill.studies import correlation, keep, studied, windowed, windows
+from potstill.studies import correlation, free, keep, studied, windowed, windows
 from potstill.studies.correlation import greedy_rows, random_rows
 from test_evaluate import CLASSES, toy_data, toy_set
 
@@ -212,7 +212,7 @@ def test_the_command_correlation(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nothing"], "correlation, windows|windows, correlation"),
+        (["nothing"], "known: correlation, variance, windows"),
         (["windows", "--out", "x"], "Name what to study"),
         (["windows", "nowhere", "--out", "x"], "neither the folder of a run nor a recipe"),
         (
@@ -246,6 +246,15 @@ def test_plots_of_two_runs_and_of_one_network(tmp_path):
         for kind, ipc in (("random subset", 1), ("random subset", 2), ("whole set", 3))
     ]
     correlation_plot(rows).savefig(tmp_path / "c.png")
-    assert {"rows.jsonl", "plot.png"} < {file.name for file in (tmp_path / "w").iterdir()}
+    files = {"rows.jsonl", "table.md", "plot.svg", "plot.png"}
+    assert {file.name for file in (tmp_path / "w").iterdir()} == files
+    assert free(Path("new") / "one") == Path("new") / "one"
+    for out, why in (
+        ("w", "is there already"),
+        ("w/table.md", "is a file"),
+        ("w/table.md/x", "is a file"),
+    ):
+        with pytest.raises(InputError, match=why):
+            free(Path(out))
     one = replace(METHOD, inner=Inner(augment=None))
     assert first(replace(RUN, method=one)).method == one

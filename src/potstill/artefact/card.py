@@ -97,7 +97,7 @@ def _balance(distilled: DistilledSet) -> str:
 def _use(distilled: DistilledSet) -> str:
     """Return the line of code that trains a network on the set."""
     what, how = "model", "train"
-    if isinstance(distilled.targets, Embedding):
+    if distilled.pretrains:
         what, how = "encoder", "pretrain"
     return f'{what} = potstill.load("path/to/this/folder").{how}("{distilled.net.name}")'
 
@@ -112,13 +112,18 @@ def ipc_text(ipc: tuple[int, ...]) -> str:
 
 def _facts(distilled: DistilledSet) -> dict[str, Any]:
     origin, names = distilled.origin, [plain(name) for name in distilled.classes]
-    targets = distilled.targets
+    targets, counts = distilled.targets, distilled.ipc
     stored = targets if isinstance(targets, LabelStore) else None
+    kind = type(targets).__name__.lower() if stored is None else "labels of views"
     index = distilled.decode.index(targets.classes)
     more = f" and {len(names) - ROWS} more" if len(names) > ROWS else ""
+    known = not isinstance(targets, Embedding) or targets.own is not None
+    uneven = known and len(set(counts)) > 1
     return {
         "classes": ", ".join(names[:ROWS]) + more,
-        "targets": type(targets).__name__.lower() if stored is None else "labels of views",
+        "images of each": f"{str(list(counts[:ROWS]))[1:-1]}{more}" if uneven else None,
+        "classes without an image": counts.count(0) if uneven else None,
+        "targets": "none; views are learned" if distilled.recipe.pairs else kind,
         "encoder": targets.by and to_json(targets.by) if isinstance(targets, Embedding) else None,
         "features": targets.features.shape[1] if isinstance(targets, Embedding) else None,
         "labels of views": stored and {**to_json(stored.plan), "teachers": list(stored.teachers)},

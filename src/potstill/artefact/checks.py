@@ -55,6 +55,24 @@ def check_nested(s: DistilledSet, wanted: str) -> None:
         raise InputError(f"The set has no blocks that follow one another, so it has no {wanted}.")
 
 
+def check_use(s: DistilledSet, *, pretrains: bool) -> None:
+    """Refuse a set for the other use: training on classes, or pre-training.
+
+    Raises:
+        InputError: with what to call instead.
+    """
+    if s.pretrains and not pretrains:
+        learned = "features of an encoder" if s.recipe.pairs is None else "views of its images"
+        raise InputError(
+            f"Networks learn {learned} from this set, not classes: pretrain(net) returns an "
+            "encoder; train a classifier on what it gives."
+        )
+    if pretrains and not s.pretrains:
+        raise InputError(
+            "The targets of this set are classes, not features of an encoder: use train(net)."
+        )
+
+
 def _check_recipe(s: DistilledSet) -> None:
     """Refuse a recipe that is for other targets than the set has."""
     recipe, wanted = s.recipe, LOSSES[type(s.targets)]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from potstill.artefact.blocks import prefix, staged, taken
-from potstill.artefact.checks import check_set
+from potstill.artefact.checks import check_set, check_use
 from potstill.artefact.decode import Decoder, Identity
 from potstill.artefact.records import Block, Provenance
 from potstill.artefact.stored import LabelStore
@@ -77,6 +77,11 @@ class DistilledSet:
         if not images.is_floating_point():
             return unit_range(images)
         return self.space.inverse(images).clamp(0, 1)
+
+    @property
+    def pretrains(self) -> bool:
+        """Return whether it is for pre-training: of features, or by views of its images."""
+        return isinstance(self.targets, Embedding) or self.recipe.pairs is not None
 
     @property
     def inputs(self) -> Tensor:
@@ -153,14 +158,14 @@ class DistilledSet:
         return taken(self, rows)
 
     def hardened(self) -> DistilledSet:
-        """Return the set with the class of each image as its label, and without a teacher.
+        """Return the set with the class of each image as its label, without teacher or pairs.
 
         Raises:
             InputError: if the set holds features and no classes.
         """
         if isinstance(self.targets, Embedding) and self.targets.own is None:
             raise InputError("The set does not tell the classes of its images.")
-        recipe = replace(self.recipe, loss="ce", lesson=None)
+        recipe = replace(self.recipe, loss="ce", lesson=None, pairs=None, second=None)
         return replace(self, targets=Hard(self.targets.classes), recipe=recipe)
 
     def loader(self, *, batch_size: int = 256, shuffle: bool = True, seed: int = 0) -> Loader:
@@ -181,13 +186,9 @@ class DistilledSet:
         uint8, or float in [0, 1], of the channels and size of the data set.
 
         Raises:
-            InputError: for a set whose targets are features (see `pretrain`).
+            InputError: for a set for pre-training (see `pretrain`).
         """
-        if isinstance(self.targets, Embedding):
-            raise InputError(
-                "The targets of this set are features of an encoder, not classes: pretrain(net) "
-                "returns an encoder; train a classifier on what it gives."
-            )
+        check_use(self, pretrains=False)
         net = self._net(net)
         images, targets, prepare = self.prepared()
         stored = self.targets if isinstance(self.targets, LabelStore) else None
@@ -213,18 +214,15 @@ class DistilledSet:
     def pretrain(self, net: str | NetSpec | None = None, *, seed: int = 0) -> Deployed:
         """Pre-train a fresh network to give the targets, and return it without its last layer.
 
-        By the recipe of the set, on the device of its images; the default network is that of
-        `train`. Returns a module that takes pictures as that of `train` does and gives features
-        [N, F]: what the last layer was given.
+        By the recipe of the set, on views if it has `pairs`, on the device of its images; the
+        default network is that of `train`. Returns a module that takes pictures as that of `train`
+        does and gives features [N, F]: what the last layer was given.
 
         Raises:
-            InputError: for a set whose targets are classes (see `train`), or a network that does
-                not end in a linear layer.
+            InputError: for a set of classes (see `train`), or a network that does not end in a
+                linear layer.
         """
-        if not isinstance(self.targets, Embedding):
-            raise InputError(
-                "The targets of this set are classes, not features of an encoder: use train(net)."
-            )
+        check_use(self, pretrains=True)
         images, targets, prepare = self.prepared()
         given = (self._net(net), self.recipe, self.space, images, targets)
         return pretrained(*given, places=self.places(), prepare=prepare, seed=seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from potstill.data.space import Space
 from potstill.functional.advance import Prepare, Replay
 from potstill.functional.schedule import TrainSpec
 from potstill.functional.train import View, fit
-from potstill.nets.projector import without_head
+from potstill.nets.projector import VIEWS_HEAD, projected, without_head
 from potstill.nets.spec import NetSpec, flat
 
 
@@ -146,16 +147,23 @@ def pretrained(
 ) -> Deployed:
     """Fit a network to features [N, D] of images; return it without its last layer, for pictures.
 
-    `places` and `prepare` are as in `fit`.
+    By a recipe of pairs it learns from views of the images, with `VIEWS_HEAD` in place of the last
+    layer. `places` and `prepare` are as in `fit`.
 
     Raises:
         InputError: if the network does not end in a linear layer.
     """
     channels, height, width = images.shape[1:]
-    key, size = ("pretrain",), (height, width)
-    fresh = flat(net, channels=channels, size=size, classes=targets.shape[1], seed=seed, key=key)
+    given: dict[str, Any] = {"channels": channels, "size": (height, width)}
+    given |= {"seed": seed, "key": ("pretrain",)}
+    if recipe.pairs is None:
+        fresh = flat(net, classes=targets.shape[1], **given)
+        targets = targets.to(fresh.theta0)
+    else:
+        fresh = projected(net, VIEWS_HEAD, **given)
     without_head(fresh.load(fresh.theta0), name=net.name)  # refuses before the work
     theta = fresh.theta0.to(images.device)
-    given = (images, targets.to(theta), recipe)
-    theta = fit(fresh, theta, *given, seed=seed, key=key, places=places, prepare=prepare)
+    lesson = (images, targets.to(images.device), recipe)
+    key = given["key"]
+    theta = fit(fresh, theta, *lesson, seed=seed, key=key, places=places, prepare=prepare)
     return Deployed(without_head(fresh.load(theta), name=net.name), space, images.shape[1:]).eval()

@@ -155,7 +155,7 @@ class SSL:
         if channels == 1 and (self.grey_prob or coloured):
             raise InputError(
                 "Images with 1 channel have no colours: saturation, hue and grey_prob of SSL must "
-                "be 0."
+                "be 0, or the augmentation another one, such as crops."
             )
         if self._colours and channels not in (1, 3):
             raise InputError(f"SSL changes colours of images with 3 channels, not {channels}.")

@@ -14,7 +14,7 @@ from potstill.cli.flags import one, parse, run_from
 from potstill.cli.imports import import_command
 from potstill.cli.listings import LISTINGS
 from potstill.cli.options import EvaluateFlags, ResumeFlags, Score
-from potstill.cli.probe import probe
+from potstill.cli.probe import probe, probe_run
 from potstill.cli.studies import study
 from potstill.core.errors import InputError, PartDone, WorkError, unknown
 from potstill.core.torchrun import rank
@@ -131,17 +131,15 @@ def _carry_out(run_spec: Run, out: Path, where: Where, score: Score | None) -> i
 
 def _finish(out: Path, where: Where, report: Any, score: Score | None) -> int:
     """Say where the set is and score it: work of the first process."""
-    from potstill.artefact import Embedding, load
+    from potstill.artefact import load
     from potstill.run import resume_line, stoppable
 
     if rank():
         return 0
     report.say(f"distilled set: {out / 'distilled'} (preview.png shows it)")
-    if score is not None and isinstance(load(out).targets, Embedding):
-        report.say(f"It is for pre-training: `potstill probe {out}` scores it.")
-    elif score is not None:
+    if score is not None:
         with stoppable(resume_line(out)):
-            _score(out, score, where)
+            (probe_run if load(out).pretrains else _score)(out, score, where)
     return 0
 
 

@@ -6,10 +6,16 @@ import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from potstill.cli.expert_flags import ImportFlags, RemoveFlags, StoreFlags, several
 from potstill.cli.flags import parse, run_from, short
 from potstill.core.errors import InputError, WorkError, unknown
+
+if TYPE_CHECKING:
+    from potstill.core.log import Console
+    from potstill.methods.api import Context
+    from potstill.run import Where
 
 
 def experts(arguments: list[str]) -> int:
@@ -28,51 +34,72 @@ def _train(arguments: list[str]) -> int:
     """Train the experts that a run would use: experts train RECIPE | --data D [flags]."""
     from potstill.core.log import Console
     from potstill.data import keep_space
-    from potstill.engine import Tasks, run_tasks
+    from potstill.engine import Tasks
     from potstill.experts import KIND, Trajectory
-    from potstill.report.pools import accuracy_text
+    from potstill.report.pools import outcome_text
     from potstill.run import open_run_data, plan_line, preflight, resolved, stoppable
 
     run, found = run_from(_completed(arguments), "experts train")
     where, report, data = found.where(), Console(), open_run_data(run)
     store, run = where.open_store(), resolved(run, data)
     ctx, cost = preflight(run, data, store=store, workers=where.workers)
-    tasks = run.method.phases(ctx, {})
-    if not isinstance(tasks, Tasks) or tasks.kind != KIND:
-        raise InputError(f"The method {type(run.method).__name__} trains no experts.")
-    store.need_room(KIND, tasks.specs, cost.disk_bytes)
+    first = run.method.phases(ctx, {})
+    later = getattr(run.method, "asked", None) is not None  # after an encoder and its targets
+    if not isinstance(first, Tasks) or not (later or first.kind == KIND):
+        raise _none(run.method)
     keep_space(ctx.space)
     for line in (*data.notes, *cost.notes, plan_line(run, ctx, cost)):
         report.say(line)
-    mine = {store.path(KIND, spec) for spec in tasks.specs}
-    if mine & {store.path(KIND, spec) for spec in store.tidy(KIND)}:
-        report.say("Another process is making some of these; what it makes is not made again.")
-    with (
-        stoppable("the same command; finished experts are kept"),
-        report.phase(tasks.label, len(tasks.specs)) as advance,
-    ):
-        run_tasks(
-            tasks,
-            store,
-            engine=where.engine,
-            workers=where.workers,
-            on_done=lambda done, total: advance(done),
-            on_part=advance,
-        )
-        folders = [store.verify(KIND, spec) for spec in tasks.specs]
+    with stoppable("the same command; what is finished is kept"):
+        folders = _trained(run.method, ctx, cost.disk_bytes, where, report)
     facts = [Trajectory(folder).facts for folder in folders]
     print(f"{len(facts)} experts are in the pool {folders[0].name} of {store.root}; ", end="")
-    print(f"validation accuracy {accuracy_text(facts)} %")
+    print(outcome_text(facts))
     return 0
+
+
+def _trained(method: Any, ctx: Context, nbytes: int, where: Where, report: Console) -> list[Path]:
+    """Do the tasks of a method up to its experts; return the folders of these."""
+    from potstill.engine import Tasks, run_tasks
+    from potstill.experts import KIND
+
+    store, done = where.open_store(), dict[str, list[Path]]()
+    while isinstance(tasks := method.phases(ctx, done), Tasks):
+        store.need_room(tasks.kind, tasks.specs, nbytes)
+        mine = {store.path(tasks.kind, spec) for spec in tasks.specs}
+        if mine & {store.path(tasks.kind, spec) for spec in store.tidy(tasks.kind)}:
+            report.say("Another process is making some of these; what it makes is not made again.")
+        with report.phase(tasks.label, len(tasks.specs)) as advance:
+            run_tasks(
+                tasks,
+                store,
+                engine=where.engine,
+                workers=where.workers,
+                on_done=lambda done, total, advance=advance: advance(done),
+                on_part=advance,
+            )
+            folders = [store.verify(tasks.kind, spec) for spec in tasks.specs]
+        if tasks.kind == KIND:
+            return folders
+        done[tasks.phase] = folders
+    raise _none(method)
+
+
+def _none(method: Any) -> InputError:
+    from potstill.methods import name_of
+
+    return InputError(f"The method {name_of(method)} trains no experts.")
 
 
 def _completed(arguments: list[str]) -> list[str]:
     """Write out what `experts train` need not be told: method, and ipc, which plays no part."""
-    rest = [f"--method.{a[2:]}" if a.startswith("--experts.") else a for a in short(arguments)]
+    own = ("--experts.", "--teacher.")
+    rest = [f"--method.{a[2:]}" if a.startswith(own) else a for a in short(arguments)]
     given = {a.split("=")[0] for a in rest}
     if rest and not rest[0].startswith("-"):
         return rest
-    more = [] if "--method" in given else ["--method", "mtt"]
+    features = "--method.experts.objective kd_mse" in " ".join(rest).replace("=", " ")
+    more = [] if "--method" in given else ["--method", "mkdt" if features else "mtt"]
     return [*rest, *more, *([] if {"--ipc", "--size"} & given else ["--ipc", "1"])]
 
 

@@ -1,4 +1,4 @@
-"""`potstill study`: windows of meta-gradients, and subsets of distilled sets."""
+"""`potstill study`: windows of meta-gradients, subsets of sets, variance of trainings."""
 
 from __future__ import annotations
 
@@ -57,18 +57,22 @@ class CorrelationFlags(Work, Machine):
 
 
 def study(arguments: list[str]) -> int:
-    """Look into methods and sets: potstill study windows RUN... | correlation SET [SMALLER...]."""
+    """Look into methods and sets: potstill study windows RUN... | correlation SET... | variance."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: potstill study STUDY ... --out DIR\n")
         print("  windows      RUN_OR_RECIPE...    meta-gradients by where the window lies")
         print("  correlation  SET [SMALLER...]    subsets of a set against smaller sets")
+        print("  variance     --data DATA         how far trainings from one beginning differ")
         return 0
     name, *rest = arguments
     if name not in STUDIES:
         raise unknown("study", name, STUDIES)
     count = next((k for k, word in enumerate(rest) if word.startswith("-")), len(rest))
     paths, flags = rest[:count], rest[count:]
-    if not paths and not {"-h", "--help"} & set(flags):
+    if name == "variance":
+        if paths:
+            raise InputError(f"The study variance is of --data DATA, not of {paths[0]}.")
+    elif not paths and not {"-h", "--help"} & set(flags):
         what = "RUN_OR_RECIPE" if name == "windows" else "SET"
         raise InputError(f"Name what to study: potstill study {name} {what} ... --out DIR.")
     return STUDIES[name](paths, flags)
@@ -151,17 +155,25 @@ def _correlation(paths: list[str], arguments: list[str]) -> int:
     return _show(found, correlation_plot(found.rows), flags.out)
 
 
+def _variance(_: list[str], arguments: list[str]) -> int:
+    from potstill.cli.variance import variance
+
+    return _show(*variance(arguments))
+
+
 def _show(found: Study, figure: Any, out: Path) -> int:
-    """Print the table and keep everything."""
+    """Print the tables and keep everything."""
     from rich.console import Console
 
     from potstill.report import rich_of
     from potstill.studies import keep
 
     keep(found, figure, out)
-    Console(width=None if sys.stdout.isatty() else 160).print(rich_of(found.table))
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    for table in (found.table, *found.more):
+        console.print(rich_of(table))
     print(f"rows, table and plot are in {out}")
     return 0
 
 
-STUDIES = {"windows": _windows, "correlation": _correlation}
+STUDIES = {"windows": _windows, "correlation": _correlation, "variance": _variance}

@@ -9,7 +9,7 @@ from potstill.coresets.features import (
     pixel_features,
 )
 from potstill.coresets.filters import FilterSpec, RealFilter, filter_tasks
-from potstill.coresets.firsts import Subset, subset_rows
+from potstill.coresets.firsts import GROUPED, Subset, subset_rows
 from potstill.coresets.high_loss import high_loss_order
 from potstill.coresets.losses import LOSSES, LossSpec, expert_losses, loss_tasks
 from potstill.coresets.rules import herding, highest, k_center, medoids, repeated
@@ -28,6 +28,7 @@ from potstill.coresets.sizes import Histogram, budgets, check_size, histogram, s
 
 __all__ = [
     "CLASS_CAP",
+    "GROUPED",
     "LOSSES",
     "Features",
     "FilterSpec",

@@ -55,7 +55,13 @@ def score_tasks(
     seed: int,
     compute: Compute,
 ) -> Tasks:
-    """Return one task a network; network k of a seed is the same however many there are."""
+    """Return one task a network; network k of a seed is the same however many there are.
+
+    Raises:
+        InputError: for networks that learn anything but classes; as `expert_tasks`.
+    """
+    if plan.objective != "ce":
+        raise InputError(f"Scores are of networks of objective 'ce', not {plan.objective!r}.")
     networks = expert_tasks(plan, data, space, net, seed=seed, compute=compute).specs
     specs = tuple(ScoreSpec(score=score, network=network) for network in networks)
     return Tasks(kind="scores", fn=score_images, specs=specs, label="scores")

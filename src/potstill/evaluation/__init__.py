@@ -4,6 +4,7 @@ from potstill.evaluation import taught as _taught  # noqa: F401 - registers its 
 from potstill.evaluation.images import Beside
 from potstill.evaluation.matched import evaluate
 from potstill.evaluation.pretraining import evaluate_pretraining
+from potstill.evaluation.pretraining_asked import whole_labels
 from potstill.evaluation.pretraining_result import ProbeResult, ProbeRow
 from potstill.evaluation.pretraining_rules import PROBES, ProbeRules, direct_recipe
 from potstill.evaluation.protocol import PROTOCOLS
@@ -34,4 +35,5 @@ __all__ = [
     "evaluate_pretraining",
     "label_robust",
     "spread",
+    "whole_labels",
 ]

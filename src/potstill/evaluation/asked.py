@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from potstill.artefact import DistilledSet, Embedding, load
+from potstill.artefact import DistilledSet, load
 from potstill.core.compute import Compute, Wish, choose
 from potstill.core.errors import InputError
 from potstill.core.store import Store, default_cache
@@ -68,9 +68,9 @@ def asked_for(
         for each in beside
     )
     for other in (s, *(one for each in others for one in each.sets)):
-        if isinstance(other.targets, Embedding):
+        if other.pretrains:
             raise InputError(
-                f"{other!r} holds features of an encoder, not labels of classes: `potstill probe` "
+                f"{other!r} is for pre-training, not for training on classes: `potstill probe` "
                 "scores it (in Python evaluate_pretraining)."
             )
         check_data(other, data)

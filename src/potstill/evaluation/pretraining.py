@@ -18,6 +18,7 @@ from potstill.core.files import read_json
 from potstill.core.store import Store, default_cache
 from potstill.data import DataSet, reopen
 from potstill.engine import Tasks, run_tasks
+from potstill.evaluation.finetuning import FINETUNED, finetune_one
 from potstill.evaluation.images import Beside
 from potstill.evaluation.pretraining_asked import ProbesAsked, asked_for, rules_of
 from potstill.evaluation.pretraining_entrants import (
@@ -29,7 +30,7 @@ from potstill.evaluation.pretraining_entrants import (
 )
 from potstill.evaluation.pretraining_result import ProbeResult
 from potstill.evaluation.pretraining_rows import Found, Shown, rows_of
-from potstill.evaluation.pretraining_specs import PretrainSpec
+from potstill.evaluation.pretraining_specs import PretrainSpec, ProbeSpec
 from potstill.evaluation.pretraining_tasks import (
     PRETRAINED,
     PROBED,
@@ -41,7 +42,7 @@ from potstill.functional import TrainSpec
 from potstill.nets import NetSpec
 from potstill.teachers.targets import TargetsSpec
 
-LABELS = {PRETRAINED: "pre-training", PROBED: "probe"}
+LABELS = {PRETRAINED: "pre-training", PROBED: "probe", FINETUNED: "fine-tuning"}
 
 
 def evaluate_pretraining(
@@ -54,6 +55,8 @@ def evaluate_pretraining(
     shots: Sequence[int] = (),
     seeds: int | None = None,
     protocol: str = "recommended",
+    stratified: bool = False,
+    finetune: bool = False,
     beside: Sequence[str | Path | Beside] = (),
     baselines: bool = True,
     targets: TargetsSpec | None = None,
@@ -67,21 +70,22 @@ def evaluate_pretraining(
     """Pre-train fresh networks on a set and on real images beside it; probe what they learned.
 
     Args:
-        s: the set, or the folder of a set or a run; its targets are features.
+        s: the set, or the folder of a set or a run; its targets are features, or networks learn
+            from views of it (a recipe with `pairs`).
         data: its real images; by default those it was made of, from the cache.
-        transfer: other data sets to probe on, of images of the same size (open them with
-            resize=N, fit="squash"); each is normalised by its own mean and std.
+        transfer: other data sets to probe on, normalised by their own mean and std, of images of
+            the same size (open them with resize=N, fit="squash").
         nets: networks, by default the set's own, as in `evaluate`.
-        labels: parts of the labels that probes are given, such as "1%"; by default those of the
-            protocol, or none where there are shots.
-        shots: labels of each class, instead or beside.
+        labels, shots: parts of the labels that probes are given, such as "1%" (by default those of
+            the protocol, or none where there are shots), and labels of each class.
         protocol, seeds: see `PROBES`; networks a row, if not as many as there.
-        beside: other sets, or folders of them, whole, by their own recipes: subsets of real images
-            with their targets, for example.
-        baselines: also no pre-training, and as many random real images: with targets, of all
-            classes together and balanced, if `targets` are known, and on views, if `direct` is.
+        stratified: draw parts of the labels class by class, as the rows then say.
+        finetune: also train whole networks on all labels of each set, if the protocol says how.
+        beside: other sets, or folders of them, whole, by their own recipes: subsets, for example.
+        baselines: also no pre-training, and as many random real images, of all classes together and
+            balanced: with `targets`, or on views by the set's own recipe, if it has `pairs`; and on
+            views by `direct` (`direct_recipe`), if that is given.
         targets: those of all training images; by default looked up in the store.
-        direct: how to train on views of random images (`direct_recipe`).
         store, engine, workers, wish: as in `evaluate`.
         on_done: called as (finished, all) after each pre-training and each data set probed.
 
@@ -90,7 +94,7 @@ def evaluate_pretraining(
             without one, wrong names or numbers.
     """
     store, s = store or Store(default_cache()), opened_set(s)
-    rules = rules_of(protocol, seeds)
+    rules = rules_of(protocol, seeds, stratified=stratified, finetune=finetune)
     targets = targets or (found_targets(s, store) if baselines else None)
     data = reopen(s.ref) if data is None else data
     others = [beside_of(item) for item in beside]
@@ -99,7 +103,7 @@ def evaluate_pretraining(
     )
     asked = asked_for(s, (data, *transfer), entrants, rules, nets, labels, shots, wish)
     found, shown = _carried_out(asked, store, engine, workers, on_done)
-    left_out = baselines and targets is None
+    left_out = baselines and targets is None and s.recipe.pairs is None
     return _result(s, asked, found, shown, notes=(LEFT_OUT,) if left_out else ())
 
 
@@ -114,7 +118,7 @@ def _result(
         identity=s.ref.identity,
         nbytes=s.nbytes(),
         pretrainings=len(first),
-        probes=(len(found) - len(first)) * len(asked.budgets),
+        probes=sum(isinstance(spec, ProbeSpec) for spec in found) * len(asked.budgets),
         seconds=sum(result["seconds"] for result in found.values()),
         cpu_seconds=sum(result["cpu_seconds"] for result in found.values()),
         peak_bytes=max(result["peak_bytes"] for result in found.values()),
@@ -136,7 +140,8 @@ def _carried_out(
     groups, found, done = asked.pretrainings(), Found(), 0
     specs = tuple(dict.fromkeys(spec for group in groups.values() for spec in group))
     rows = len({(place, net) for place, net, _ in groups}) * asked.rules.seeds
-    total = 2 * len(specs) + rows * len(asked.data[1:])
+    tuned = len(asked.data) if asked.rules.finetune is not None else 0
+    total = 2 * len(specs) + rows * (len(asked.data[1:]) + tuned)
 
     def work(kind: str, fn: Any, specs: tuple[Any, ...], folders: dict[str, str]) -> None:
         nonlocal done
@@ -164,6 +169,10 @@ def _carried_out(
     )
     if others := tuple(dict.fromkeys(others)):
         work(PROBED, probe_one, others, {})
+    all_shown = (spec for group in shown.values() for spec in group)
+    last = (asked.finetuning(spec, at) for spec in all_shown for at in range(tuned))
+    if last := tuple(dict.fromkeys(last)):
+        work(FINETUNED, finetune_one, last, {})
     return found, shown
 
 

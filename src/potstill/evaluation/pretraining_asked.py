@@ -22,7 +22,7 @@ from potstill.evaluation.pretraining_rules import (
     budgets_of,
     given_rows,
 )
-from potstill.evaluation.pretraining_specs import PretrainSpec, ProbeSpec
+from potstill.evaluation.pretraining_specs import FineTuneSpec, PretrainSpec, ProbeSpec
 from potstill.nets import NetSpec, build, without_head
 
 
@@ -76,17 +76,54 @@ class ProbesAsked:
             validated=not (at or self.rules.whole),
         )
 
+    def finetuning(self, spec: PretrainSpec, at: int) -> FineTuneSpec:
+        """Return the training of all of an encoder on one of the data sets."""
+        assert self.rules.finetune is not None
+        data = self.data[at]
+        images = len(data.train) + len(data.val) * self.rules.whole
+        return FineTuneSpec(
+            pretrained=spec,
+            data=data.ref,
+            space=self.spaces[at] if at else spec.space,
+            whole=self.rules.whole,
+            train=self.rules.finetune.train_spec(images, data.size),
+        )
 
-def rules_of(protocol: str, seeds: int | None) -> ProbeRules:
-    """Return a protocol by its name, with so many networks a row.
+
+def rules_of(
+    protocol: str, seeds: int | None, *, stratified: bool = False, finetune: bool = False
+) -> ProbeRules:
+    """Return a protocol by its name, with so many networks a row; see `evaluate_pretraining`.
 
     Raises:
-        InputError: for an unknown name, or no network.
+        InputError: for an unknown name, no network, or fine-tuning where there are no rules of it.
     """
     rules = PROBES.get(protocol)
     if seeds is not None and seeds < 1:
         raise InputError(f"seeds={seeds}: at least 1 network is needed.")
+    if finetune and rules.finetune is None:
+        able = ", ".join(name for name in PROBES.names() if PROBES.get(name).finetune is not None)
+        raise InputError(f"The protocol {protocol!r} does not fine-tune networks; {able} does.")
+    if not finetune:
+        rules = replace(rules, finetune=None)
+    if stratified and not rules.stratified:
+        rules = replace(rules, name=f"{rules.name}, stratified", stratified=True)
     return rules if seeds is None else replace(rules, seeds=seeds)
+
+
+def whole_labels(data: DataSet, protocol: str) -> dict[str, Any]:
+    """Return options of `evaluate_pretraining` by which a protocol leaves no class without a label.
+
+    None where its parts of the labels do so; else `stratified`, or else 1 and 5 `shots`.
+    """
+    for stratified in (False, True):
+        rules = rules_of(protocol, None, stratified=stratified)
+        try:
+            _check_labels(data, data.source, budgets_of(rules.labels, ()), rules)
+        except InputError:
+            continue
+        return {"stratified": True} if stratified else {}
+    return {"shots": (1, 5)}
 
 
 def asked_for(

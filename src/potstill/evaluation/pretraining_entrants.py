@@ -1,4 +1,4 @@
-"""What is compared by probes: sets, real images under the same targets, views, no pre-training."""
+"""What is compared by probes: sets, real images under the same lesson, views, no pre-training."""
 
 from __future__ import annotations
 
@@ -18,21 +18,30 @@ from potstill.coresets.sizes import budgets, histogram
 from potstill.data import DataSet
 from potstill.evaluation.images import Beside, check_data
 from potstill.evaluation.pretraining_rules import DIRECT_HEAD, ProbeRules
-from potstill.evaluation.pretraining_specs import RealTargets, RealViews, Untrained
+from potstill.evaluation.pretraining_specs import (
+    DistilledViews,
+    RealTargets,
+    RealViews,
+    Untrained,
+)
 from potstill.evaluation.specs import Distilled
 from potstill.experts import TARGETS
 from potstill.functional import TrainSpec
+from potstill.functional.checks import check_pairs
 from potstill.functional.selfsup import BarlowTwins
+from potstill.nets import VIEWS_HEAD
 from potstill.teachers.targets import TargetsSpec
 
 NONE = "no pre-training"
 RANDOM = ("random, targets", "balanced random, targets")
 """Real images as many as the set has: of all training images, and as many of each class."""
+VIEWED = ("random, views", "balanced random, views")
+"""The same beside a set whose views are learned, by its recipe."""
 LEFT_OUT = (
     "random real images with targets are not shown: the targets of the set's encoder are not in "
     "the store"
 )
-What = tuple[Distilled | RealTargets | RealViews | Untrained, ...]
+What = tuple[Distilled | DistilledViews | RealTargets | RealViews | Untrained, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,13 +62,13 @@ class Entrant:
 
 
 def opened_set(s: DistilledSet | str | Path) -> DistilledSet:
-    """Return a set whose targets are features.
+    """Return a set for pre-training: its targets are features, or networks learn from its views.
 
     Raises:
-        InputError: if they are classes.
+        InputError: if it is for training on classes.
     """
     found = s if isinstance(s, DistilledSet) else load(s)
-    if isinstance(found.targets, Embedding):
+    if found.pretrains:
         return found
     which = repr(found) if isinstance(s, DistilledSet) else f"The set in {s}"
     raise InputError(
@@ -85,8 +94,7 @@ def beside_of(item: str | Path | Beside) -> Beside:
 
 def found_targets(s: DistilledSet, store: Store) -> TargetsSpec | None:
     """Return the targets of all training images by the encoder of a set, if a store has them."""
-    assert isinstance(s.targets, Embedding)
-    if s.targets.by is None:
+    if not isinstance(s.targets, Embedding) or s.targets.by is None:
         return None
     for entry in store.entries(TARGETS):
         try:
@@ -100,7 +108,8 @@ def found_targets(s: DistilledSet, store: Store) -> TargetsSpec | None:
 
 def unlike(s: DistilledSet, targets: TargetsSpec) -> str:
     """Return in what targets differ from those of a set; empty if in nothing."""
-    assert isinstance(s.targets, Embedding)
+    if not isinstance(s.targets, Embedding):
+        return "are features, and it has none"
     if targets.data != s.ref:
         return "are of other data"
     if targets.encoder.width != s.targets.features.shape[1]:
@@ -124,27 +133,28 @@ def entrants_of(
     """Return what is compared, in the order of the rows.
 
     Raises:
-        InputError: for sets or targets that do not belong to the data.
+        InputError: for sets or targets that do not belong to the data, two sets of one name, a set
+            of which one image is alone in a batch of `direct`, or `direct` without baselines.
     """
+    if direct is not None and not baselines:
+        raise InputError("Training on views (direct) is one of the baselines; leave these in.")
+    names = ["distilled", *(item.name for item in beside)]
+    if twice := next((name for k, name in enumerate(names) if name in names[:k]), None):
+        raise InputError(f"Two rows would be called {twice!r}; rename the folder of one of them.")
     for each in (s, *(one for item in beside for one in item.sets)):
         check_data(each, data)
     if targets is not None and (why := unlike(s, targets)):
         raise InputError(f"The targets of real images must be like those of the set; they {why}.")
-    found = [_of_sets(item, rules) for item in (Beside(name="distilled", sets=(s,)), *beside)]
+    every, lr = (Beside(name="distilled", sets=(s,)), *beside), s.recipe.lr
+    found = [_of_sets(item, rules, lr) for item in every]
     width, count = found[0].outputs, len(s)
     if not baselines:
         return found
     draws = [_random(data, count, seed) for seed in range(rules.seeds)]
-    if targets is not None:
-        even = budgets([len(data.train)] * data.n_classes, count)
-        same = [random_real(data.train, even, seed=seed) for seed in range(rules.seeds)]
-        for name, rows in zip(RANDOM, (draws, same), strict=True):
-            what = tuple(RealTargets(indices=own, targets=targets) for own in rows)
-            nbytes = {**_pixel_bytes(data, count), "targets": 2 * width * count}
-            trains = rules.real_specs(s.recipe)
-            given = {"outputs": width, "count": count, "nbytes": nbytes}
-            found.append(Entrant(name=name, what=what, trains=trains, **given))
+    if targets is not None or s.recipe.pairs is not None:
+        found += _of_real(s, data, rules, targets, draws, width)
     if direct is not None:
+        check_pairs(count, direct)
         name = "Barlow Twins" if isinstance(direct.pairs, BarlowTwins) else "SimCLR"
         found.append(
             Entrant(
@@ -154,25 +164,69 @@ def entrants_of(
                 outputs=DIRECT_HEAD.widths[-1],
                 count=count,
                 nbytes=_pixel_bytes(data, count),
-                note=f"trained on views, {direct.steps(count):,} steps",
+                note=_on_views(direct, count),
             )
         )
     nothing = Entrant(name=NONE, what=(Untrained(),), trains=(None,), outputs=width, count=0)
     return [*found, nothing]
 
 
-def _of_sets(item: Beside, rules: ProbeRules) -> Entrant:
-    s = item.sets[0]
-    assert isinstance(s.targets, Embedding)
-    notes = [item.note]
-    if s.origin.rows and s.targets.own is not None:
-        counts = histogram(s.targets.classes, torch.arange(len(s)), len(s.classes))
-        notes.append(f"real images, {counts.text()}")
+def _of_real(
+    s: DistilledSet,
+    data: DataSet,
+    rules: ProbeRules,
+    targets: TargetsSpec | None,
+    draws: list[tuple[int, ...]],
+    width: int,
+) -> list[Entrant]:
+    """Return random real images under what the set teaches: targets, or views by its recipe."""
+    even = budgets([len(data.train)] * data.n_classes, len(s))
+    same = [random_real(data.train, even, seed=seed) for seed in range(rules.seeds)]
+    names, trains, found = VIEWED, (rules.train_spec(s.recipe),), []
+    nbytes, note = _pixel_bytes(data, len(s)), _on_views(trains[0], len(s))
+    if targets is not None:
+        names, trains, note = RANDOM, rules.real_specs(s.recipe), ""
+        nbytes |= {"targets": 2 * width * len(s)}
+    for name, rows in zip(names, (draws, same), strict=True):
+        what = tuple(
+            RealViews(indices=own, head=VIEWS_HEAD)
+            if targets is None
+            else RealTargets(indices=own, targets=targets)
+            for own in rows
+        )
+        given = {"outputs": width, "count": len(s), "nbytes": nbytes, "note": note}
+        found.append(Entrant(name=name, what=what, trains=trains, **given))
+    return found
+
+
+def _on_views(train: TrainSpec, count: int) -> str:
+    steps = train.steps(count)
+    return f"trained on views, {steps:,} step{'' if steps == 1 else 's'}"
+
+
+def _of_sets(item: Beside, rules: ProbeRules, lr: float) -> Entrant:
+    """Return sets as an entrant; real images and their targets choose a step size as others do.
+
+    `lr` is the step size of the set that all are compared with.
+    """
+    s, own = item.sets[0], item.sets[0].targets
+    trains, notes = (rules.train_spec(s.recipe),), [item.note]
+    if isinstance(own, Embedding):
+        trains = rules.real_specs(s.recipe, lr) if s.origin.rows else trains
+        what: What = tuple(Distilled(digest=set_digest(x)) for x in item.sets)
+        width = own.features.shape[1]
+        if s.origin.rows and own.own is not None:
+            counts = histogram(own.classes, torch.arange(len(s)), len(s.classes))
+            notes.append(f"real images, {counts.text()}")
+    else:
+        width = VIEWS_HEAD.widths[-1]
+        what = tuple(DistilledViews(digest=set_digest(x), head=VIEWS_HEAD) for x in item.sets)
+        notes.append(_on_views(trains[0], len(s)))
     return Entrant(
         name=item.name,
-        what=tuple(Distilled(digest=set_digest(each)) for each in item.sets),
-        trains=(rules.train_spec(s.recipe),),
-        outputs=s.targets.features.shape[1],
+        what=what,
+        trains=trains,
+        outputs=width,
         count=len(s),
         nbytes=s.nbytes(),
         note="; ".join(filter(None, notes)),

@@ -28,8 +28,9 @@ class ProbeRow:
     ci95: float | None
     """Half-width of the 95 % interval of the mean (Student t, ddof 1); None for one network."""
     n: int
-    knn: float
-    """Mean test accuracy of the nearest neighbours among the images with labels."""
+    knn: float | None
+    """Mean test accuracy of the nearest neighbours among the images with labels; None for networks
+    that were fine-tuned."""
     validation: float | None
     """Mean accuracy on the validation part, by which steps are chosen; of the set's own data only,
     and None where that part gives labels too."""

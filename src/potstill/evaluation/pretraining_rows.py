@@ -9,23 +9,28 @@ from typing import Any
 from potstill.evaluation.pretraining_asked import ProbesAsked
 from potstill.evaluation.pretraining_entrants import Entrant
 from potstill.evaluation.pretraining_result import ProbeRow
-from potstill.evaluation.pretraining_specs import PretrainSpec, ProbeSpec
+from potstill.evaluation.pretraining_specs import FineTuneSpec, PretrainSpec, ProbeSpec
 from potstill.evaluation.result import spread
 from potstill.nets import NetSpec, describe
 
-Found = dict[PretrainSpec | ProbeSpec, dict[str, Any]]
+Found = dict[PretrainSpec | ProbeSpec | FineTuneSpec, dict[str, Any]]
 """What each task found."""
+TUNED = "all, fine-tuned"
+"""The labels of rows of whole networks that learned the classes."""
 Shown = dict[tuple[int, NetSpec], tuple[PretrainSpec, ...]]
 """The networks that are shown, a seed each, by place of the entrant and network."""
 
 
 def rows_of(asked: ProbesAsked, found: Found, shown: Shown) -> Iterator[ProbeRow]:
-    """Yield the rows: by network, entrant, data set, label budget."""
+    """Yield the rows: by network, entrant, data set, label budget; fine-tuned ones follow these."""
     for (place, _), group in shown.items():
         for at in range(len(asked.data)):
+            given = asked, asked.entrants[place], group, found, at
             probes = [found[asked.probe(spec, at)] for spec in group]
-            for k in range(len(asked.budgets)):
-                yield _row(asked, asked.entrants[place], group, found, at, k, probes)
+            for k, budget in enumerate(asked.budgets):
+                yield _row(*given, k, budget.text(), probes)
+            if asked.rules.finetune is not None:
+                yield _row(*given, 0, TUNED, [found[asked.finetuning(x, at)] for x in group])
 
 
 def _row(
@@ -35,6 +40,7 @@ def _row(
     found: Found,
     at: int,
     k: int,
+    labels: str,
     probes: list[dict[str, Any]],
 ) -> ProbeRow:
     """Return the row of some networks on one data set with one label budget."""
@@ -46,19 +52,19 @@ def _row(
     notes = [item.note]
     notes.append(f"best of {len(item.trains)} step sizes" if len(item.trains) > 1 else "")
     notes.append(f"{diverged} of {len(group)} diverged and count as 0" if diverged else "")
-    val = [line["val"] for line in lines if "val" in line]
+    val, near = ([line[name] for line in lines if name in line] for name in ("val", "knn"))
     return ProbeRow(
         name=item.name,
         net=describe(first.net),
         target=asked.names[at],
-        labels=asked.budgets[k].text(),
+        labels=labels,
         count=lines[0]["labels"],
         accuracies=accuracies,
         mean=mean,
         std=std,
         ci95=ci95,
         n=len(group),
-        knn=statistics.fmean(line["knn"] for line in lines),
+        knn=statistics.fmean(near) if near else None,
         validation=statistics.fmean(val) if val else None,
         lr=None if first.train is None else first.train.lr,
         protocol=rules.name,

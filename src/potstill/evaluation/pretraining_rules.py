@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Literal
 
 from torch import Tensor
@@ -14,10 +15,11 @@ from torch import Tensor
 from potstill.augment import DSA
 from potstill.core.errors import InputError
 from potstill.core.registry import Registry
-from potstill.core.spec import record
+from potstill.core.spec import later, record
 from potstill.data import DataSet
 from potstill.evaluation.probe import label_subset
 from potstill.functional import SGD, Segment, TrainSpec
+from potstill.functional.cosine import cosine_segments
 from potstill.functional.selfsup import BarlowTwins, SimCLR
 from potstill.nets import HeadSpec
 
@@ -35,6 +37,38 @@ class LabelBudget:
         if self.fraction is not None:
             return f"{100 * self.fraction:g}%"
         return f"{self.shots} shot{'s'[: self.shots != 1]}"
+
+
+@record
+@dataclass(frozen=True, kw_only=True)
+class FineTune:
+    """How whole pre-trained networks learn the classes of a data set, with all labels.
+
+    SGD at `lr`, which falls on a cosine epoch by epoch, on random crops and mirrored images.
+    """
+
+    steps: int = 10_000
+    """About so many, in whole epochs, for data of at least `large` images."""
+    few: int = 5_000
+    """For smaller ones."""
+    large: int = 45_000
+    batch: int = 256
+    lr: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    pad: int = 4
+    """Pixels by which a crop moves at most."""
+
+    def train_spec(self, images: int, size: tuple[int, int]) -> TrainSpec:
+        """Return the training on so many images of a size."""
+        steps = self.steps if images >= self.large else self.few
+        return TrainSpec(
+            lr=self.lr,
+            segments=cosine_segments(max(1, round(steps / -(-images // self.batch)))),
+            batch=self.batch,
+            optimizer=SGD(momentum=self.momentum, weight_decay=self.weight_decay),
+            augment=DSA(strategy="crop_flip", mode="M", crop_pad=self.pad / min(size)),
+        )
 
 
 @record
@@ -67,9 +101,20 @@ class ProbeRules:
     """Networks a row, seeds 0, 1, ...; the labels are drawn anew for each."""
     ddof: int = 1
     """Std over networks: 1 = of the sample, 0 = of the population."""
+    finetune: FineTune | None = later(None)
+    """How whole networks are fine-tuned, where that is asked for."""
 
     def train_spec(self, recipe: TrainSpec) -> TrainSpec:
-        """Return the recipe of a set with this protocol's parts in place, at its own step size."""
+        """Return the recipe of a set with this protocol's parts in place, at its own step size.
+
+        Raises:
+            InputError: for a recipe of views where the protocol augments nothing.
+        """
+        if recipe.pairs is not None and self.augment == "none":
+            raise InputError(
+                f"The protocol {self.name!r} trains on images that are not augmented, so it is not "
+                "for sets whose views are learned; take another."
+            )
         return replace(
             recipe,
             optimizer=self.optimizer or recipe.optimizer,
@@ -79,10 +124,13 @@ class ProbeRules:
             augment=None if self.augment == "none" else recipe.augment,
         )
 
-    def real_specs(self, recipe: TrainSpec) -> tuple[TrainSpec, ...]:
-        """Return how real images with targets are trained on, the first by default."""
+    def real_specs(self, recipe: TrainSpec, *lrs: float) -> tuple[TrainSpec, ...]:
+        """Return how real images with targets are trained on, the first by default.
+
+        `lrs` are step sizes beside those of the grid.
+        """
         own, first = self.train_spec(recipe), self.real_lr or recipe.lr
-        grid = () if self.whole else self.lr_grid
+        grid = () if self.whole else (*lrs, *self.lr_grid)
         return tuple(replace(own, lr=lr) for lr in dict.fromkeys((first, *grid)))
 
     def pool(self, data: DataSet) -> tuple[Tensor, ...]:
@@ -119,8 +167,29 @@ PARITY = PROBES.add("mkdt-parity")(
     )
 )
 """Joshi, Ni and Mirzasoleiman, ICLR 2025 (arXiv 2410.02116), by its released evaluation. Differs:
-networks are seeded; features are those of evaluation mode for training images, too; a step size
-learned without momentum is used with it, as published."""
+networks are seeded; features are those of evaluation mode for training images, too; images of other
+data sets have the size of the set's (there 64 for Tiny-ImageNet, else 32) and are normalised by
+their own statistics, as measured; labels that leave a class out are refused. A step size learned
+without momentum is used with it, as published."""
+
+KRR_ST = PROBES.add("krr-st")(
+    ProbeRules(
+        name="krr-st",
+        help="KRR-ST's: 1000 epochs of SGD with momentum .9 and decay 1e-3, batch 256, at the "
+        "set's step size or .1; all labels of the whole training part, 3 networks; fine-tuning",
+        real_lr=0.1,
+        optimizer=SGD(momentum=0.9, weight_decay=1e-3),
+        segments=(Segment(epochs=1000),),
+        batch=256,
+        augment="none",
+        labels=("100%",),
+        whole=True,
+        seeds=3,
+        finetune=FineTune(),
+    )
+)
+"""Lee et al., ICLR 2024 (arXiv 2310.06511). Differs: the probe is the optimum of `linear_probe`,
+not the end of 5000 steps; fine-tuning takes whole epochs, and the std is that of the sample."""
 
 DIRECT_HEAD = HeadSpec(widths=(128, 128))
 """The projector of trainings on views of few images."""
@@ -158,7 +227,7 @@ def budgets_of(labels: tuple[str, ...], shots: tuple[int, ...]) -> tuple[LabelBu
             raise InputError(
                 f"A part of the labels is a percentage above 0 and up to 100%, not {text!r}."
             )
-        found.append(LabelBudget(fraction=float(number[1]) / 100))
+        found.append(LabelBudget(fraction=float(Fraction(number[1]) / 100)))
     if bad := [k for k in shots if k < 1]:
         raise InputError(f"Shots a class must be at least 1, not {bad[0]}.")
     return tuple(dict.fromkeys([*found, *(LabelBudget(shots=k) for k in shots)]))

@@ -35,6 +35,15 @@ class RealViews:
 
 @record
 @dataclass(frozen=True, kw_only=True)
+class DistilledViews:
+    """Learn from two views of each image of a set, found by its digest (`TrainSpec.pairs`)."""
+
+    digest: str
+    head: HeadSpec
+
+
+@record
+@dataclass(frozen=True, kw_only=True)
 class Untrained:
     """Learn nothing: the network keeps its initial weights."""
 
@@ -44,10 +53,10 @@ class Untrained:
 class PretrainSpec:
     """One pre-trained encoder: everything that its features depend on."""
 
-    what: Distilled | RealTargets | RealViews | Untrained
+    what: Distilled | DistilledViews | RealTargets | RealViews | Untrained
     net: NetSpec
     outputs: int
-    """Of the network while it learns: dimensions of the targets."""
+    """Of the network while it learns: dimensions of the targets, or of embeddings of views."""
     train: TrainSpec | None
     """None for what is not trained."""
     seed: int
@@ -57,6 +66,22 @@ class PretrainSpec:
     compute: Compute
     revision: int = 1
     """Raised when the code changes what is learned, so that old encoders are not reused."""
+
+
+@record
+@dataclass(frozen=True, kw_only=True)
+class FineTuneSpec:
+    """One pre-trained encoder that learns the classes of one data set, with all labels."""
+
+    pretrained: PretrainSpec
+    """Finished work in the store context["store"]; its seed is that of the training, too."""
+    data: DataRef
+    space: SpaceSpec
+    whole: bool
+    """Whether it learns the validation part, too."""
+    train: TrainSpec
+    revision: int = 1
+    """Raised when the code changes what is learned, so that old results are not reused."""
 
 
 @record

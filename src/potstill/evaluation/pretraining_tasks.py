@@ -12,15 +12,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from potstill.artefact import Embedding, load, set_digest
-from potstill.core.errors import InputError
+from potstill.artefact import load, set_digest
+from potstill.core.errors import InputError, WorkError
 from potstill.core.files import write_json
 from potstill.core.state import load_tree, save_tree
 from potstill.core.store import Store
 from potstill.core.usage import peak_memory
 from potstill.data import DataSet, Pixels, moved, open_space, prepared, reopen
 from potstill.evaluation.pretraining_rules import given_rows
-from potstill.evaluation.pretraining_specs import PretrainSpec, ProbeSpec, RealTargets, RealViews
+from potstill.evaluation.pretraining_specs import (
+    DistilledViews,
+    PretrainSpec,
+    ProbeSpec,
+    RealTargets,
+    RealViews,
+)
 from potstill.evaluation.probe import knn_accuracy, linear_probe
 from potstill.evaluation.specs import Distilled
 from potstill.experts import TARGETS, read_targets
@@ -92,7 +98,7 @@ def _network(spec: PretrainSpec) -> FlatNet:
     """Return the network that learns; its encoder's weights do not depend on what is learned."""
     data = reopen(spec.data)
     make = partial(flat, classes=spec.outputs)
-    if isinstance(spec.what, RealViews):
+    if isinstance(spec.what, RealViews | DistilledViews):
         make = partial(projected, head=spec.what.head)
     return make(spec.net, channels=data.channels, size=data.size, seed=spec.seed, key=KEY)
 
@@ -100,9 +106,9 @@ def _network(spec: PretrainSpec) -> FlatNet:
 def _lesson(spec: PretrainSpec, context: dict[str, str]) -> _Lesson:
     """Return what the network of a spec is trained on."""
     device, what = torch.device(spec.compute.device), spec.what
-    if isinstance(what, Distilled):
+    if isinstance(what, Distilled | DistilledViews):
         s = load(context[what.digest])
-        if set_digest(s) != what.digest or not isinstance(s.targets, Embedding):
+        if set_digest(s) != what.digest or not s.pretrains:
             raise InputError(f"The set in {context[what.digest]} changed in the meantime.")
         images, targets, prepare = s.prepared()
         given = {"places": s.places(), "prepare": prepare}
@@ -134,8 +140,9 @@ def probe_one(spec: ProbeSpec, context: dict[str, str], folder: Path) -> None:
 
     It holds for each of `budgets` the number of `labels` and accuracies (fractions): of the linear
     probe on `test` and, if it is `validated`, on `val`, and of the nearest neighbours on test
-    (`knn`); `diverged` (accuracies are 0 where features are not finite), `width`, `seconds`,
-    `cpu_seconds` and `peak_bytes`. Features are those of evaluation mode throughout.
+    (`knn`); `diverged` (accuracies are 0 where features are not finite, or so large that a probe
+    does not reach its optimum), `width`, `seconds`, `cpu_seconds` and `peak_bytes`. Features are
+    those of evaluation mode throughout.
     context["store"] is the store with the encoder.
 
     Raises:
@@ -170,16 +177,20 @@ def _probed(spec: ProbeSpec, data: DataSet, encoded: Callable[[Pixels], Tensor])
     parts = {"test": data.test, "val": data.val} if spec.validated else {"test": data.test}
     x = {name: encoded(part.pixels) for name, part in parts.items()}
     y = {name: part.labels.to(known.device) for name, part in parts.items()}
+
+    def line(some: Tensor) -> dict[str, float]:
+        given = known[torch.searchsorted(every, some).to(known.device)]
+        told = labels[some].to(known.device)
+        probe = linear_probe(given, told, classes, spec.l2)
+        near = knn_accuracy(given, told, x["test"], y["test"], min(NEAREST, len(some)))
+        return {name: probe.accuracy(x[name], y[name]) for name in parts} | {"knn": near}
+
     sound = all(bool(each.isfinite().all()) for each in (known, *x.values()))
-    found = []
-    for some in rows:
-        line: dict[str, float] = dict.fromkeys((*parts, "knn"), 0.0)
-        if sound:
-            given = known[torch.searchsorted(every, some).to(known.device)]
-            told = labels[some].to(known.device)
-            probe = linear_probe(given, told, classes, spec.l2)
-            line = {name: probe.accuracy(x[name], y[name]) for name in parts}
-            k = min(NEAREST, len(some))
-            line["knn"] = knn_accuracy(given, told, x["test"], y["test"], k)
-        found.append({"labels": len(some), **line})
+    lines = [dict.fromkeys((*parts, "knn"), 0.0)] * len(rows)
+    if sound:
+        try:
+            lines = [line(some) for some in rows]
+        except WorkError:  # of one of several step sizes, say; the others are worth their probes
+            sound = False
+    found = [{"labels": len(some), **each} for some, each in zip(rows, lines, strict=True)]
     return {"budgets": found, "diverged": not sound, "width": known.shape[1]}

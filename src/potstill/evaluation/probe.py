@@ -20,6 +20,7 @@ from potstill.functional.kernel_ridge import ridge
 from potstill.functional.neighbours import knn_accuracy as knn_accuracy
 
 _EVALUATIONS = 5000  # of the loss, after which a probe counts as diverged
+_STEEP = 1e-4  # of features up to 1: a gradient that no optimum has, but L-BFGS may end at
 
 
 class Probe(NamedTuple):
@@ -75,7 +76,9 @@ def linear_probe(
         return l2 * weight.square().sum() - (y * log_p).sum() / len(x)
 
     search.step(loss)
-    if search.state[both]["func_evals"] >= _EVALUATIONS or not bool(loss().isfinite()):
+    spent, last = search.state[both]["func_evals"] >= _EVALUATIONS, loss()
+    slope = torch.cat([grad[:, :-1] / x.abs().max().clamp(min=1), grad[:, -1:]], dim=1)
+    if spent or not bool(last.isfinite()) or bool(slope.abs().max() > _STEEP):
         raise WorkError(
             "A linear probe did not reach its optimum: its features are too large or not finite."
         )
@@ -132,7 +135,9 @@ def label_subset(
         if not stratified:
             rows = torch.randperm(len(labels), generator=chance)[:total].sort().values
             given = torch.bincount(labels[rows], minlength=classes).tolist()
-            _check_missing(given, len(labels), fraction, "take a stratified draw or", force)
+            _check_missing(
+                given, len(labels), fraction, "take a stratified draw (--stratified),", force
+            )
             return rows
         given = budgets(counts, total)
         _check_missing(given, len(labels), fraction, "take", force)

@@ -13,7 +13,7 @@ from potstill.experts.links import (
 )
 from potstill.experts.network_pool import NetworkPool, Paths, PathSpec, Starts, pool_tasks
 from potstill.experts.paths import NetworkPath, Walker
-from potstill.experts.plan import ExpertPlan, Objective, epochs_of
+from potstill.experts.plan import PAIRS, ExpertPlan, Objective, epochs_of
 from potstill.experts.pools import KIND, Pool, find_pool, pool_name, pools, remove_pool
 from potstill.experts.source import Ahead, Draw, Fresh, NetworkSource, Trajectories, check_window
 from potstill.experts.store import Trajectory, write_trajectory
@@ -35,6 +35,7 @@ from potstill.experts.train import (
 __all__ = [
     "FILTERS",
     "KIND",
+    "PAIRS",
     "TARGETS",
     "After",
     "Ahead",

@@ -112,7 +112,16 @@ class After:
         """Return the tasks of experts or paths, each from where the link of its place ended.
 
         Orders of batches and augmentation are other ones in every stage.
+
+        Raises:
+            InputError: for experts that learn no classes, as networks of links do.
         """
+        learned = (spec for spec in tasks.specs if isinstance(spec, ExpertSpec))
+        if self.links and any(each.outputs or each.head for each in learned):
+            raise InputError(
+                "Networks between two stages learn classes; experts that learn features, or from "
+                "views, cannot go on from them."
+            )
         links = self.links or (None,) * len(tasks.specs)
         specs = tuple(
             Continued(of=_reseeded(spec, link), start=link, rows=self.rows)

@@ -47,19 +47,16 @@ def read_targets(folder: Path, *, data: DataRef, width: int | None = None) -> Te
         InputError: if there are none, or they belong to other data, or have another width than
             the one named, or were altered.
     """
-    wide = targets_width(folder, data=data)
-    if width not in (None, wide):
-        raise InputError(
-            f"The targets in {folder} have {wide} dimensions, not {width} as those asked for."
-        )
+    targets_width(folder, data=data, width=width)
     return load_tree(folder / _FILE)["values"]
 
 
-def targets_width(folder: Path, *, data: DataRef) -> int:
+def targets_width(folder: Path, *, data: DataRef, width: int | None = None) -> int:
     """Return the dimensions D of the targets in a folder, of which only the facts are read.
 
     Raises:
-        InputError: if there are none, or they belong to other data.
+        InputError: if there are none, or they belong to other data, or have another width than
+            the one named.
     """
     facts = targets_facts(folder)
     own = from_json(facts["data"])
@@ -69,7 +66,12 @@ def targets_width(folder: Path, *, data: DataRef) -> int:
             f"The targets in {folder} belong to {whose} ({own.identity[:12]}, not "
             f"{data.identity[:12]})."
         )
-    return facts["shape"][1]
+    wide = facts["shape"][1]
+    if width not in (None, wide):
+        raise InputError(
+            f"The targets in {folder} have {wide} dimensions, not {width} as those asked for."
+        )
+    return wide
 
 
 def read_moments(folder: Path) -> tuple[Tensor, Tensor]:

@@ -25,11 +25,9 @@ from potstill.experts.pools import KIND
 from potstill.experts.store import write_trajectory
 from potstill.experts.targets import read_targets, targets_width
 from potstill.functional import TrainSpec, accuracy, fit
+from potstill.functional.checks import check_pairs
 from potstill.functional.restoring import restoring
-from potstill.nets import HEADS, FlatNet, HeadSpec, NetSpec, filled, flat, projected
-
-HEAD = HEADS["toy"]
-"""What experts that learn from pairs of views have in place of the network's last layer."""
+from potstill.nets import VIEWS_HEAD, FlatNet, HeadSpec, NetSpec, filled, flat, projected
 
 
 @record
@@ -72,7 +70,7 @@ def expert_tasks(
     Raises:
         InputError: if the plan names an imported pool that `store` lacks or that does not fit; if
             targets are missing, of other data or learned by nobody; if images have no colours
-            that are augmented.
+            that are augmented, or one is alone in a batch of pairs of views.
     """
     if (plan.objective == "kd_mse") != (targets is not None):
         does = "needs" if targets is None else "takes no"
@@ -83,6 +81,7 @@ def expert_tasks(
             plan.imported, plan.count, data=data, space=space, net=net, store=found
         )
     shape = (data.channels, *data.size)
+    check_pairs(len(data.train), plan.train)
     first = ExpertSpec(
         data=data.ref,
         space=space.record(),
@@ -91,7 +90,7 @@ def expert_tasks(
         seed=seed,
         index=0,
         compute=compute,
-        head=HEAD if plan.objective in PAIRS else None,
+        head=VIEWS_HEAD if plan.objective in PAIRS else None,
     )
     context = {"source": data.source}
     if targets is not None:

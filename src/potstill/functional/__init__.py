@@ -14,7 +14,7 @@ from potstill.functional.schedule import (
 )
 from potstill.functional.selfsup import BarlowTwins, PairLoss, SimCLR
 from potstill.functional.sharpness import GSAM
-from potstill.functional.steps import augmented, training_loss
+from potstill.functional.steps import Twice, augmented, training_loss, views_loss
 from potstill.functional.strategy import choose_strategy, graph_bytes
 from potstill.functional.train import accuracy, fit, predict, take_steps
 from potstill.functional.unroll import Batch, run_prefix, unroll
@@ -31,6 +31,7 @@ __all__ = [
     "SimCLR",
     "Softened",
     "TrainSpec",
+    "Twice",
     "accuracy",
     "augmented",
     "ce",
@@ -48,5 +49,6 @@ __all__ = [
     "take_steps",
     "training_loss",
     "unroll",
+    "views_loss",
     "within",
 ]

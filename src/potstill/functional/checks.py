@@ -48,11 +48,22 @@ def check_last(
 ) -> None:
     """Refuse a last batch of one image where batch norm (of 1x1 maps) cannot train on it."""
     net.train()
-    if not spec.balanced and len(images) % spec.batch == 1:
-        told = f"{len(images)} images in batches of {spec.batch} leave a batch of one"
-        if spec.pairs is not None:
-            raise InputError(f"{told}, which is no batch of pairs; choose another batch.")
+    check_pairs(len(images), spec)
+    if told := _alone(len(images), spec):
         check_one(net, theta, images, prepare, told)
+
+
+def check_pairs(count: int, spec: TrainSpec) -> None:
+    """Refuse pairs of views of so many images if one image is alone in its batch."""
+    if spec.pairs is not None and (told := _alone(count, spec)):
+        raise InputError(f"{told}, which is no batch of pairs; choose another batch.")
+
+
+def _alone(count: int, spec: TrainSpec) -> str:
+    """Return that the last of so many images is alone in its batch, or nothing."""
+    if spec.balanced or count % spec.batch != 1:
+        return ""
+    return f"{count} images in batches of {spec.batch} leave a batch of one"
 
 
 def check_one(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -18,16 +19,25 @@ from potstill.core.errors import InputError, WorkError
 from potstill.core.keys import generator
 
 
-def noise_to_signal(gradients: Tensor) -> float:
+def noise_to_signal(*gradients: Tensor) -> float:
     """Return E|g - E g|^2 / |E g|^2 of n batches' gradients [n, P], each part without bias.
 
     The square of the mean gradient contains variance / n, which is taken off; where nothing is left
-    the ratio is infinite.
+    the ratio is infinite. Of gradients at several places it is the ratio of both parts' means.
 
     Raises:
         InputError: for fewer than two gradients.
     """
-    variance, signal = _moments(gradients)
+    return ratio_of(map(moments, gradients))
+
+
+def ratio_of(parts: Iterable[tuple[float, float]]) -> float:
+    """Return the ratio of the means of both parts, each as `moments` gives them.
+
+    It is infinite where the mean of the second is not above 0.
+    """
+    found = list(parts)
+    variance, signal = (math.fsum(part[k] for part in found) for k in (0, 1))
     return variance / signal if signal > 0 else math.inf
 
 
@@ -40,7 +50,7 @@ def spread(deltas: Tensor) -> float:
         InputError: for fewer than two runs.
         WorkError: if no run has moved.
     """
-    variance, _ = _moments(deltas)
+    variance, _ = moments(deltas)
     length = float(deltas.double().square().sum(1).mean())
     if length == 0:
         raise WorkError("No run has moved from where it began, so there is no spread.")
@@ -64,8 +74,12 @@ def _several(rows: Tensor) -> int:
     return len(rows)
 
 
-def _moments(rows: Tensor) -> tuple[float, float]:
-    """Return E|x - E x|^2 and |E x|^2 of rows [n, P], both without bias."""
+def moments(rows: Tensor) -> tuple[float, float]:
+    """Return E|x - E x|^2 and |E x|^2 of rows [n, P], both without bias.
+
+    Raises:
+        InputError: for fewer than two rows.
+    """
     count, rows = _several(rows), rows.double()
     mean = rows.mean(0)
     variance = float((rows - mean).square().sum()) / (count - 1)
@@ -121,7 +135,7 @@ def theorem_check(
         x = F.one_hot(y, d) + feature_noise * normal(batches, 2, d)
         views = x.repeat_interleave(2, 1) + view_noise * normal(batches, 4, d)
         ours, theirs = contrastive_gradients(w, x, views), supervised_gradients(w, x, y)
-        absolute.append(_moments(ours)[0] / _moments(theirs)[0])
+        absolute.append(moments(ours)[0] / moments(theirs)[0])
         normalised.append(noise_to_signal(ours) / noise_to_signal(theirs))
     return TheoremCheck(
         absolute=statistics.median(absolute), normalised=statistics.median(normalised)

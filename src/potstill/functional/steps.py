@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from potstill.augment import Params, Policy
 from potstill.functional import compiling
 from potstill.functional.losses import LossOf, Precision, casting
+from potstill.functional.selfsup import PairLoss, pair_loss
 from potstill.nets.flat import FlatNet, like
 
 Rows = tuple[Tensor, ...]
@@ -42,18 +44,42 @@ def training_loss(net: FlatNet, loss_of: LossOf, *, precision: Precision = "floa
     A pure function of tensors: running statistics stay as they are. Equal arguments give the same
     function, so that what was compiled for it is found again.
     """
+    run = _training(net, precision)
+
+    def loss(theta: Tensor, rows: Rows) -> Tensor:
+        x, y = rows
+        return loss_of(run(theta, x), y)
+
+    return loss
+
+
+@lru_cache(maxsize=4)
+def views_loss(net: FlatNet, loss_of: PairLoss, *, precision: Precision = "float32") -> Loss:
+    """Return loss(theta, (a, b)) of two views of each image, as `training_loss` does.
+
+    Each view goes through the network by itself: batch norm takes the statistics of each.
+    """
+    run = _training(net, precision)
+
+    def loss(theta: Tensor, rows: Rows) -> Tensor:
+        return pair_loss(loss_of, [run(theta, x) for x in rows], None)
+
+    return loss
+
+
+def _training(net: FlatNet, precision: Precision) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the output of a network in training mode as a pure function of theta and images."""
     net = copy.deepcopy(net)
     net.train()
     buffers = net.statistics(net.theta0)
 
-    def loss(theta: Tensor, rows: Rows) -> Tensor:
-        x, y = rows
+    def run(theta: Tensor, x: Tensor) -> Tensor:
         own = {name: like(each, theta).clone() for name, each in buffers.items()}
         with casting(x.device, precision):
-            logits = net.run(theta, own, x)
-        return loss_of(logits.to(theta.dtype), y)
+            out = net.run(theta, own, x)
+        return out.to(theta.dtype)
 
-    return loss
+    return run
 
 
 def augmented(policy: Policy | None) -> Prepare | None:
@@ -66,6 +92,34 @@ def augmented(policy: Policy | None) -> Prepare | None:
         return policy.apply(x, params), *rest
 
     return prepare
+
+
+@dataclass(frozen=True)
+class Twice:
+    """Two views of each image by one policy: what draws them, as a policy does, and makes them."""
+
+    policy: Policy
+
+    def sample(self, n: int, shape: tuple[int, int, int], generator: torch.Generator) -> Both:
+        """Draw the parameters of both views, one after the other; see `Policy`."""
+        first, second = (self.policy.sample(n, shape, generator) for _ in range(2))
+        return Both(first, second)
+
+    def prepare(self, rows: Rows, params: Both) -> Rows:
+        """Return two views of the first tensor of a minibatch's rows, and nothing else."""
+        return self.policy.apply(rows[0], params.first), self.policy.apply(rows[0], params.second)
+
+
+@dataclass(frozen=True)
+class Both:
+    """The parameters of two views."""
+
+    first: Params
+    second: Params
+
+    def to(self, device: torch.device | str) -> Both:
+        """Return the same parameters on a device."""
+        return Both(self.first.to(device), self.second.to(device))
 
 
 def gradient(loss: Loss, theta: Tensor, rows: Rows, *, graph: bool) -> Tensor:

@@ -33,6 +33,7 @@ from potstill.methods.api import (
     Metrics,
     Phase,
     SynthBlock,
+    name_of,
     within_base,
 )
 
@@ -53,11 +54,12 @@ class Boost:
     def __post_init__(self) -> None:
         at_least(1, self, "blocks")
         a_part(self, "beta")
-        by_class = hasattr(self.base, "iterations") and not hasattr(self.base, "unlabelled")
-        if hasattr(self.base, "base") or not by_class:
-            name = type(self.base).__name__.lower()
+        blind = getattr(self.base, "unlabelled", False)
+        if hasattr(self.base, "base") or blind or not hasattr(self.base, "iterations"):
+            name = name_of(self.base)
             raise InputError(
-                f"boost is for methods that move images of classes step by step, not {name}."
+                "boost is for methods that move images of classes step by step, not "
+                f"{name}{' without labels' if blind else ''}."
             )
 
     def check(self, ctx: Context) -> None:

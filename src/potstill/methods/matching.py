@@ -19,11 +19,11 @@ from torch import Tensor
 from potstill.augment import Policy
 from potstill.core.compute import Compute
 from potstill.experts import Draw
-from potstill.functional import SGD, Batch, unroll
+from potstill.functional import SGD, Batch, Twice, unroll
 from potstill.functional.steps import Loss, Prepare
 from potstill.functional.strategy import Strategy
 from potstill.methods.api import Metrics
-from potstill.methods.shared import failed_again, gradients, leaves
+from potstill.methods.shared import failed_again, gradients, leaves, unit
 
 _LARGEST = math.log(2)  # of the change of log beta in one outer step
 _SAFE_EVERY = 50  # outer steps between copies that the NaN guard can go back to
@@ -66,7 +66,7 @@ def minibatches(
     shape: Sequence[int],
     size: int | None,
     steps: int,
-    augment: Policy | None,
+    augment: Policy | Twice | None,
     chance: torch.Generator,
 ) -> list[Batch]:
     """Draw a minibatch of images [N, C, H, W] and its augmentation for each student step.
@@ -226,8 +226,10 @@ def advanced(
 ) -> tuple[State, Metrics]:
     """Return the state after the step and its numbers; one not finite is undone (`roll_back`).
 
-    The method has lr_img, lr_lr, lr_init and momentum.
+    The method has lr_img, lr_lr, lr_init, momentum and outer.
     """
+    if method.outer == "rms":
+        found = found._replace(images=tuple(map(unit, found.images)))
     rates = {name: getattr(method, name) for name in ("lr_img", "lr_lr", "momentum")}
     new = descend(state, found, it, scales=scales, **rates)
     if new is None:

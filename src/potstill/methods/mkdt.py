@@ -26,30 +26,29 @@ from potstill.artefact import DistilledSet
 from potstill.core.errors import InputError
 from potstill.core.keys import generator
 from potstill.core.ranges import above_zero, at_least, below_one, one_of
-from potstill.core.spec import record
-from potstill.coresets import Subset, expert_losses, histogram, loss_tasks, subset_rows
-from potstill.experts import ExpertPlan, Trajectories, check_window, read_targets
+from potstill.core.spec import later, record
+from potstill.coresets import Subset
+from potstill.experts import ExpertPlan, Trajectories, check_window
 from potstill.functional import mse, training_loss
 from potstill.methods.api import METHODS, Context, Cost, Done, Loop, Metrics, Phase
 from potstill.methods.encoded import (
+    EXPERTS,
+    balance_text,
+    check_encoder_phase,
+    chosen_rows,
     embedding_of,
-    encoder_size,
-    encoder_work,
+    preparation,
+    preparation_cost,
     pretraining,
     student_of,
     weights_of,
 )
 from potstill.methods.export import distilled
 from potstill.methods.matching import State, advanced, at_rest, follow, minibatches
-from potstill.methods.shared import leaves
-from potstill.methods.work import expert_advice, expert_phase, expert_work, window_bytes
+from potstill.methods.shared import Outer, check_outer, leaves
+from potstill.methods.work import window_bytes
 from potstill.nets import hindrance
-from potstill.teachers import EncoderPlan, encoder_phase, read_encoder, target_tasks
-
-EXPERTS = ExpertPlan(
-    epochs=20, lr=0.1, momentum=0.9, weight_decay=1e-4, augment=None, objective="kd_mse"
-)
-"""The published experts."""
+from potstill.teachers import EncoderPlan
 
 
 class Learned(State):
@@ -101,6 +100,9 @@ class MKDT:
     """The encoder whose features are learned."""
     experts: ExpertPlan = EXPERTS
     """The experts; of their epochs only those that are read are trained."""
+    outer: Outer = later("sgd")
+    """Steps of images and targets: sgd, along the gradient, as published; rms, along the gradient
+    over its root mean square, so that lr_img says how far a pixel moves, lr_target a target."""
 
     def __post_init__(self) -> None:
         at_least(1, self, "iterations", "steps", "batch_syn", "expert_epochs", "max_start_epoch")
@@ -108,6 +110,7 @@ class MKDT:
         at_least(0, self, "lr_lr", "lr_target", "head_weight")
         above_zero(self, "lr_img", "lr_init")
         below_one(self, "momentum")
+        check_outer(self)
         one_of(get_args(Subset), self, "image_init")
         one_of(("raw", "standardised"), self, "targets")
         if self.experts.objective != "kd_mse":
@@ -118,12 +121,10 @@ class MKDT:
 
     def check(self, ctx: Context) -> None:
         """Refuse encoders that cannot be had, dropout, windows that experts do not reach."""
-        encoder_phase(self.teacher, ctx.data, ctx.net_spec, seed=ctx.seed, compute=ctx.plan.tasks)
-        student = student_of(self.teacher, ctx)
+        student = check_encoder_phase(self, ctx)
         module = student.load(student.theta0)
         if problem := hindrance(module, ctx.data.channels, ctx.data.size):
             raise InputError(f"mkdt cannot distil with {ctx.net_spec.name}: {problem}.")
-        weights_of(student, self.head_weight)  # pre-training gives a network without its head
         check_window(
             start_epochs=self.max_start_epoch,
             span=self.expert_epochs,
@@ -132,43 +133,24 @@ class MKDT:
 
     def cost(self, ctx: Context) -> Cost:
         """Return predicted graph bytes, the bytes of encoder, targets and experts, the work."""
-        student, plan, images = student_of(self.teacher, ctx), self._experts(), len(ctx.data.train)
+        student = student_of(self.teacher, ctx)
+        cost = preparation_cost(self, ctx, steps=self.iterations)
         batch, steps = min(self.batch_syn, ctx.count), self.iterations * self.steps
         graph, adjoint = window_bytes(ctx, student, batch=batch, steps=self.steps)
-        numel, width = encoder_size(self.teacher, ctx)
-        floats = numel + images * width + plan.count * (plan.epochs + 1) * student.numel
-        views, view_steps = encoder_work(self.teacher, images)
-        task_images, task_steps = expert_work(plan, images)
-        note = f"Note: of the experts' {self.experts.epochs} epochs {plan.epochs} are read; no more"
-        return Cost(
+        read = f"of the experts' {self.experts.epochs} epochs {self.asked.epochs} are read"
+        return dataclasses.replace(
+            cost,
             graph_bytes=graph,
             adjoint_bytes=adjoint,
-            disk_bytes=4 * floats + (8 * plan.count * images if self._by_loss else 0),
-            steps=self.iterations,
             window_images=steps * batch,
             window_steps=steps,
-            task_images=task_images + views,
-            task_steps=task_steps + view_steps,
-            notes=(f"{note} are trained.", *expert_advice(plan, images)),
+            notes=(f"Note: {read}; no more are trained.", *cost.notes),
         )
 
     def phases(self, ctx: Context, done: Done) -> Phase | None:
         """Make the encoder, encode all images, train the experts, see what they fit; match them."""
-        compute = ctx.plan.tasks
-        if "encoders" not in done:
-            given = {"seed": ctx.seed, "compute": compute}
-            return encoder_phase(self.teacher, ctx.data, ctx.net_spec, **given)
-        (folder,) = done["encoders"]
-        if "targets" not in done:
-            encoder = read_encoder(folder)
-            return target_tasks(ctx.data, encoder, folder, compute=compute, scale=self.targets)
-        experts = expert_phase(self._experts(), ctx, done["targets"][0])
-        if "experts" not in done:
-            return experts
-        if self._by_loss and "losses" not in done:
-            return loss_tasks(experts, done["experts"])
-        if "loop" in done:
-            return None
+        if (phase := preparation(self, ctx, done)) is not None or "loop" in done:
+            return phase
         used = done["experts"][:1] if self.legacy else done["experts"]
         window = {"start_epochs": self.max_start_epoch, "span": self.expert_epochs}
         source = Trajectories.open(used, **window)
@@ -176,13 +158,9 @@ class MKDT:
 
     def init(self, ctx: Context) -> Learned:
         """Return real images, their targets, eta = lr_init, no velocity."""
-        train, width = ctx.data.train, encoder_size(self.teacher, ctx)[1]
-        targets = read_targets(ctx.done["targets"][0], data=ctx.data.ref, width=width)
-        losses = expert_losses(tuple(ctx.done["losses"])) if self._by_loss else None
-        given = {"labels": train.labels, "targets": targets, "losses": losses}
-        rows = subset_rows(self.image_init, ctx.count, **given, seed=ctx.seed)
-        images = ctx.space.forward(train.pixels[rows])
-        state = at_rest((images, targets[rows]), torch.tensor(self.lr_init))
+        rows, targets = chosen_rows(self, ctx, self.image_init)
+        images = ctx.space.forward(ctx.data.train.pixels[rows])
+        state = at_rest((images, targets), torch.tensor(self.lr_init))
         return Learned(**state, rows=rows)
 
     def step(self, ctx: Context, state: Learned, it: int) -> tuple[Learned, Metrics]:
@@ -233,15 +211,16 @@ class MKDT:
         )
 
     @property
-    def _by_loss(self) -> bool:
+    def by_loss(self) -> bool:
+        """Return whether the first images are chosen by the experts."""
         return self.image_init.startswith("high-loss")
 
-    def _experts(self) -> ExpertPlan:
+    @property
+    def asked(self) -> ExpertPlan:
         """Return the experts that are ever asked, trained as far as they are read."""
         epochs = self.max_start_epoch - 1 + self.expert_epochs
-        count = 1 if self.legacy and not self._by_loss else self.experts.count
+        count = 1 if self.legacy and not self.by_loss else self.experts.count
         return dataclasses.replace(self.experts, epochs=epochs, count=count)
 
     def _opening(self, ctx: Context, state: Learned) -> str:
-        found = histogram(ctx.data.train.labels, state["rows"], ctx.data.n_classes)
-        return f"First images ({self.image_init}): {found.text()}."
+        return f"First images ({self.image_init}): {balance_text(ctx, state['rows'])}."

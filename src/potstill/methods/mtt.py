@@ -8,6 +8,8 @@ T = max_start_epoch, X = distilled images, beta = student step size, A = augment
     theta_{t+1} = theta_t - beta * grad loss(theta_t; A(X_I), y_I)          t = 0 .. N-1
     L = |theta_N - target|^2 / |theta_0 - target|^2
     X and beta follow the gradient of L through all N steps by SGD with momentum
+
+With experts of objective bt or simclr the same on views, without labels (see `methods.learning`).
 """
 
 from __future__ import annotations
@@ -23,8 +25,9 @@ from potstill.augment import DSA, Policy
 from potstill.core.errors import InputError
 from potstill.core.keys import generator
 from potstill.core.ranges import above_zero, at_least, below_one
-from potstill.core.spec import record
+from potstill.core.spec import later, record
 from potstill.experts import (
+    PAIRS,
     Begin,
     ExpertPlan,
     ExpertSpec,
@@ -33,14 +36,17 @@ from potstill.experts import (
     check_window,
     epochs_of,
 )
-from potstill.functional import SGD, TrainSpec, ce, mtt_segments
-from potstill.functional.steps import augmented, training_loss
+from potstill.functional import SGD, TrainSpec, mtt_segments
 from potstill.methods.api import METHODS, Context, Cost, Done, Loop, Metrics, Phase
 from potstill.methods.export import distilled
+from potstill.methods.learning import Learning
 from potstill.methods.matching import State, advanced, at_rest, match, minibatches
-from potstill.methods.start import first_images, labels_of
+from potstill.methods.shared import Outer, check_outer
 from potstill.methods.work import expert_advice, expert_phase, expert_work, window_bytes
 from potstill.nets import hindrance
+
+_BATCH = 256
+"""Images a step in training on the set."""
 
 
 @METHODS.add("mtt")
@@ -72,11 +78,14 @@ class MTT:
     image_init: Literal["real", "noise"] = "real"
     """First images: `real` (random real images of the class) or `noise`."""
     augment: Policy | None = DSA()
-    """Augmentation of the distilled images."""
+    """Augmentation of the distilled images, of each of two views where experts learn from views."""
     evaluation_epochs: int = 1000
     """Nominal epochs of training on the set (the published loop makes one more)."""
     experts: ExpertPlan = ExpertPlan()
     """The experts."""
+    outer: Outer = later("sgd")
+    """Steps of images: sgd, along the gradient, as published; rms, along the gradient over its root
+    mean square, so that lr_img says how far a pixel moves."""
 
     def __post_init__(self) -> None:
         at_least(1, self, "iterations", "steps", "batch_syn", "expert_epochs", "max_start_epoch")
@@ -84,22 +93,22 @@ class MTT:
         at_least(0, self, "lr_lr")
         above_zero(self, "lr_img", "lr_init")
         below_one(self, "momentum")
-        if self.experts.objective != "ce":
-            told = f"objective 'ce', not {self.experts.objective!r} (see mkdt)"
-            raise InputError(f"mtt's experts learn classes, {told}.")
+        check_outer(self)
+        if self.experts.objective == "kd_mse":
+            told = "objective 'bt', 'simclr' or 'ce', not 'kd_mse' (see mkdt)"
+            raise InputError(f"mtt's experts learn no features: {told}.")
+        if self.unlabelled and self.augment is None:
+            raise InputError("Students that learn from views need an augmentation (augment).")
         if self.image_init not in ("real", "noise"):
             raise InputError(f"image_init must be 'real' or 'noise', not {self.image_init!r}.")
 
     def check(self, ctx: Context) -> None:
-        """Refuse dropout, minibatches larger than the set, windows that experts do not reach."""
-        module = ctx.net.load(ctx.net.theta0)
+        """Refuse dropout, minibatches that do not fit, windows that experts do not reach."""
+        own = Learning(self, ctx)
+        module = own.net.load(own.net.theta0)
         if problem := hindrance(module, ctx.data.channels, ctx.data.size):
             raise InputError(f"mtt cannot distil with {ctx.net_spec.name}: {problem}.")
-        count = len(labels_of(ctx))
-        if self.batch_syn is not None and self.batch_syn > count:
-            raise InputError(
-                f"batch_syn must be at most the {count} images of the set, not {self.batch_syn}."
-            )
+        own.check(_BATCH)
         check_window(
             start_epochs=self.max_start_epoch,
             span=self.expert_epochs,
@@ -108,14 +117,15 @@ class MTT:
 
     def cost(self, ctx: Context) -> Cost:
         """Return predicted graph bytes of both strategies, the bytes of the experts, the work."""
-        batch, steps = self._batch(ctx), self.iterations * self.steps
+        own, steps = Learning(self, ctx), self.iterations * self.steps
+        net, batch = own.net, own.passes * own.batch
         plan, count = self._experts(ctx), len(ctx.data.train)
         task_images, task_steps = expert_work(plan, count)
-        graph, adjoint = window_bytes(ctx, ctx.net, batch=batch, steps=self.steps)
+        graph, adjoint = window_bytes(ctx, net, batch=batch, steps=self.steps)
         return Cost(
             graph_bytes=graph,
             adjoint_bytes=adjoint,
-            disk_bytes=plan.count * (epochs_of(plan, ctx.store) + 1) * ctx.net.numel * 4,
+            disk_bytes=plan.count * (epochs_of(plan, ctx.store) + 1) * net.numel * 4,
             steps=self.iterations,
             window_images=steps * batch,
             window_steps=steps,
@@ -137,23 +147,24 @@ class MTT:
 
     def init(self, ctx: Context) -> State:
         """Return real (or noise) images, beta = lr_init, no velocity."""
-        return at_rest(first_images(ctx, self.image_init), torch.tensor(self.lr_init))
+        return at_rest(Learning(self, ctx).images, torch.tensor(self.lr_init))
 
     def step(self, ctx: Context, state: State, it: int) -> tuple[State, Metrics]:
         """Take one outer step; a step that is not finite is undone (see `roll_back`)."""
         assert ctx.nets is not None
         draw = ctx.nets.draw(ctx.seed, it)
         chance = generator(ctx.seed, "student", it)
-        labels, scales = labels_of(ctx), [block.lr_scale for block in ctx.synth]
+        own = Learning(self, ctx)
+        labels, scales, (loss, policy, prepare) = own.labels, own.scales, own.lesson()
         shape = (len(labels), *state["images"][0].shape[1:])
         found = match(
-            training_loss(ctx.net, ce, precision=ctx.plan.window.precision),
+            loss,
             draw,
             state["images"],
             labels,
             state["beta"],
-            minibatches(shape, self._batch(ctx), self.steps, self.augment, chance),
-            prepare=augmented(self.augment),
+            minibatches(shape, own.batch, self.steps, policy, chance),
+            prepare=prepare,
             scales=scales,
             strategy=ctx.plan.strategy,
             compute=ctx.plan.window,
@@ -161,11 +172,14 @@ class MTT:
         return advanced(self, state, found, draw, it, scales=scales)
 
     def export(self, ctx: Context, state: State) -> DistilledSet:
-        """Return the union of all blocks with the published recipe and the learned beta."""
+        """Return the union of all blocks with the published recipe and the learned beta.
+
+        Where views are learned the recipe is for these, and labels tell what images began as.
+        """
         recipe, _ = self.training(ctx, self.evaluation_epochs)
         recipe = dataclasses.replace(recipe, lr=float(state["beta"]))
-        images = torch.cat(state["images"])
-        return distilled(ctx, self, images=images, targets=labels_of(ctx), recipe=recipe)
+        images, labels = torch.cat(state["images"]), Learning(self, ctx).labels
+        return distilled(ctx, self, images=images, targets=labels, recipe=recipe)
 
     def firsts(self, ctx: Context) -> tuple[Begin | ImportedExpert, ...]:
         """Return the networks that go from stage to stage: the experts."""
@@ -178,14 +192,16 @@ class MTT:
 
     def training(self, ctx: Context, epochs: int) -> tuple[TrainSpec, int]:
         """Return how a network is trained on the set, and its images."""
+        own = Learning(self, ctx)
         spec = TrainSpec(
             lr=self.lr_init,
             segments=mtt_segments(epochs),
-            batch=256,
+            batch=_BATCH,
             optimizer=SGD(momentum=0.9, weight_decay=5e-4),
-            augment=self.augment,
+            augment=own.policy,
+            pairs=own.pairs,
         )
-        return spec, len(labels_of(ctx))
+        return spec, own.count
 
     @property
     def nominal(self) -> int:
@@ -199,10 +215,10 @@ class MTT:
         epochs = self.max_start_epoch - 1 + self.expert_epochs
         return dataclasses.replace(self.experts, epochs=epochs, imported=None)
 
-    def _batch(self, ctx: Context) -> int:
-        classes = ctx.data.n_classes
-        moving = sum(classes * block.ipc for block in ctx.synth if block.lr_scale)
-        return self.batch_syn or moving
+    @property
+    def unlabelled(self) -> bool:
+        """Return whether labels play no part: experts and students learn from views."""
+        return self.experts.objective in PAIRS
 
     def scaled(self, scale: Literal["smoke", "cpu"]) -> MTT:
         """Return the method with at most the counts of the scale; nothing else changes."""

@@ -38,6 +38,7 @@ from potstill.methods.api import (
     Metrics,
     Phase,
     SynthBlock,
+    name_of,
     within_base,
 )
 from potstill.methods.stage_checks import POOLS, check_filter, check_filtered, refuse_idle
@@ -86,7 +87,12 @@ class Progressive:
             known = [n for n in METHODS.names() if hasattr(METHODS.get(n), "firsts")]
             raise InputError(
                 f"progressive is for methods whose networks can begin where others ended "
-                f"({', '.join(known)}), not {type(self.base).__name__.lower()}."
+                f"({', '.join(known)}), not {name_of(self.base)}."
+            )
+        if getattr(self.base, "unlabelled", False):
+            raise InputError(
+                "progressive trains networks on classes between two stages; those of "
+                f"{name_of(self.base)} without labels learn none."
             )
         if self.union == "rebalance" and not self.base.diluted:
             raise InputError(

@@ -1,16 +1,20 @@
-"""What outer steps share: leaves by block, their gradients, the NaN guard, a check of rounding."""
+"""What outer steps share: leaves, their gradients and scale, the NaN guard, a check of rounding."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from potstill.core.errors import WorkError
+from potstill.core.errors import InputError, WorkError
+from potstill.core.ranges import one_of
 from potstill.methods.api import Context
 
+Outer = Literal["sgd", "rms"]
+"""Steps of images along the gradient, or along the gradient over its root mean square."""
 _PATIENCE = 20  # outer steps in a row that may fail before the run gives up
 
 
@@ -27,6 +31,26 @@ def gradients(
     options = {"allow_unused": True, "materialize_grads": True}
     found = iter(torch.autograd.grad(value, free, bar, **options))
     return tuple(next(found) if each.requires_grad else torch.zeros_like(each) for each in leaves)
+
+
+def check_outer(method: Any) -> None:
+    """Refuse steps of images (`outer`, lr_img) that cannot be meant.
+
+    Raises:
+        InputError: for an unknown kind, or a step size of gradients for steps of their own size.
+    """
+    one_of(get_args(Outer), method, "outer")
+    if method.outer == "rms" and method.lr_img > 1:
+        raise InputError(
+            "With outer 'rms' lr_img is how far a step moves normalised pixels, at most 1, not "
+            f"{method.lr_img:g}."
+        )
+
+
+def unit(gradient: Tensor) -> Tensor:
+    """Return a gradient over its root mean square; one of zeros as it is."""
+    size = gradient.square().mean().sqrt()
+    return gradient / torch.where(size > 0, size, 1)
 
 
 def failed_again(failed: int, it: int, *, advice: str) -> int:

@@ -6,7 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from potstill.engine import Tasks
-from potstill.experts import ExpertPlan, expert_tasks
+from potstill.experts import PAIRS, ExpertPlan, expert_tasks
 from potstill.functional import graph_bytes
 from potstill.methods.api import Context
 from potstill.nets import FlatNet, kept_bytes
@@ -40,8 +40,8 @@ def window_bytes(ctx: Context, net: FlatNet, *, batch: int, steps: int) -> tuple
 def expert_work(plan: ExpertPlan, images: int) -> tuple[int, int]:
     """Return the images, with repetition, and the steps of training all experts of a plan."""
     epochs = 0 if plan.imported is not None else plan.count * plan.epochs
-    gradients = 2 if plan.gsam.rho else 1
-    return gradients * epochs * images, epochs * -(-images // plan.batch)
+    passes = (2 if plan.gsam.rho else 1) * (2 if plan.objective in PAIRS else 1)
+    return passes * epochs * images, epochs * -(-images // plan.batch)
 
 
 def expert_advice(plan: ExpertPlan, images: int) -> tuple[str, ...]:

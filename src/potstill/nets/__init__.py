@@ -9,7 +9,7 @@ from potstill.nets import vgg as vgg
 from potstill.nets import vit as vit
 from potstill.nets.external import EXTERNAL
 from potstill.nets.flat import FlatNet
-from potstill.nets.projector import HEADS, HeadSpec, projected, without_head
+from potstill.nets.projector import HEADS, VIEWS_HEAD, HeadSpec, projected, without_head
 from potstill.nets.spec import (
     NET_POOLS,
     NETS,
@@ -30,6 +30,7 @@ __all__ = [
     "HEADS",
     "NETS",
     "NET_POOLS",
+    "VIEWS_HEAD",
     "FlatNet",
     "HeadSpec",
     "NetSpec",

@@ -1,7 +1,8 @@
 """ConvNet-D: D blocks of convolution, normalisation, activation and pooling, then one linear map.
 
 Source: Gidaris and Komodakis, CVPR 2018 (arXiv:1804.09458), in the form of Zhao, Mopuri and
-Bilen, "Dataset Condensation with Gradient Matching", ICLR 2021 (arXiv:2006.05929).
+Bilen, "Dataset Condensation with Gradient Matching", ICLR 2021 (arXiv:2006.05929). Those of KRR-ST
+(Lee et al., ICLR 2024, arXiv 2310.06511) widen from block to block.
 """
 
 from __future__ import annotations
@@ -32,8 +33,10 @@ def _check_size(depth: int, size: Size) -> None:
         raise too_small(f"convnet{depth} with pooling", 2**depth, size, hint)
 
 
-def convnet(spec: NetSpec, channels: int, size: Size, classes: int, *, depth: int) -> nn.Module:
-    """Make a ConvNet of `depth` blocks.
+def convnet(
+    spec: NetSpec, channels: int, size: Size, classes: int, *, depth: int, growth: int = 1
+) -> nn.Module:
+    """Make a ConvNet of `depth` blocks, each `growth` times as wide as the one before it.
 
     Convolutions are 3x3 with bias and padding 1; in the first, a side of 28 pixels is padded by 3
     and so becomes 32. "instance" is GroupNorm with one channel a group, affine; "group" has 4
@@ -52,9 +55,9 @@ def convnet(spec: NetSpec, channels: int, size: Size, classes: int, *, depth: in
         _check_size(depth, size)
     layers: list[nn.Module] = []
     for block in range(depth):
-        padding = padded(size, 1) if block == 0 else 1
-        layers.append(nn.Conv2d(channels, spec.width, 3, padding=padding))
-        channels = spec.width
+        padding, width = padded(size, 1) if block == 0 else 1, spec.width * growth**block
+        layers.append(nn.Conv2d(channels, width, 3, padding=padding))
+        channels = width
         norm = pick("norm", spec.norm, _norms(*map_size(layers, size)))
         layers += [norm(channels), act()] if norm else [act()]
         layers += [pool()] if pool else []
@@ -69,5 +72,13 @@ for _depth in range(1, MAX_DEPTH + 1):
             make=partial(convnet, depth=_depth),
             help=f"ConvNet-{_depth}: {_depth} x (convolution 3x3, norm, activation, pooling)",
             own=_OWN,
+        )
+    )
+for _depth, _width in ((3, 128), (4, 64), (5, 32)):
+    NETS.add(f"convnet{_depth}-krrst")(
+        Network(
+            make=partial(convnet, depth=_depth, growth=2),
+            help=f"KRR-ST's ConvNet-{_depth}: batch norm, each block twice as wide as the last",
+            own={**_OWN, "width": _width, "norm": "batch"},
         )
     )

@@ -143,6 +143,16 @@ class FlatNet:
         finally:
             self._buffers = before
 
+    @contextmanager
+    def using(self, statistics: Mapping[str, Tensor]) -> Iterator[None]:
+        """Have these running statistics inside the block, which train mode updates in place."""
+        before = self._buffers
+        self._buffers = dict(statistics)
+        try:
+            yield
+        finally:
+            self._buffers = before
+
     def load(self, theta: Tensor) -> nn.Module:
         """Return a plain module with parameters theta [P], the running statistics and the mode.
 

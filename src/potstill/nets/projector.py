@@ -51,6 +51,8 @@ HEADS: Mapping[str, HeadSpec] = {
 }
 """By the training that uses them: Barlow Twins of solo-learn (biases are a guess) and of mix-bt,
 SimCLR of SAS, the study of variances."""
+VIEWS_HEAD = HEADS["toy"]
+"""In place of the last layer of experts, students and networks on sets that learn from views."""
 
 
 def projector(spec: HeadSpec, inputs: int) -> nn.Sequential:

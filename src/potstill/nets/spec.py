@@ -126,14 +126,14 @@ def narrowed(spec: NetSpec, part: float) -> NetSpec:
 def variant(name: str, own: NetSpec) -> NetSpec:
     """Return the network of a name as a companion of `own`, filled.
 
-    A ConvNet takes the options of another ConvNet. Every other network has its published settings
-    and the width in the same proportion: `own` at width 32 of 128 makes resnet18 width 16 of 64.
-    The name `own` means own.
+    A ConvNet (convnetD) takes the options of another one. Every other network has its published
+    settings and the width in the same proportion: `own` at width 32 of 128 makes resnet18 width 16
+    of 64. The name `own` means own.
     """
     own = filled(own)
     if name in (OWN, own.name):
         return own
-    if name.startswith("convnet") and own.name.startswith("convnet"):
+    if all(each.startswith("convnet") and "-" not in each for each in (name, own.name)):
         return filled(replace(own, name=name))
     net, base = find(name), find(own.name).width
     if net.width is None or base is None or own.width is None:

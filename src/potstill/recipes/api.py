@@ -33,6 +33,8 @@ class Published:
     """By which the number, or one that is the same here, was found."""
     regime: str | None = None
     """Labels that networks learned; None: those of the set."""
+    labels: str | None = None
+    """Of a probe: the part of the labels that it was given, 5%."""
 
     def __str__(self) -> str:
         """Return the number with its std, if one is known, and its source."""
@@ -72,9 +74,10 @@ def from_recipe(name: str, *, data: str | None, scale: str = "full") -> Run:
     """Return the run of a recipe at a scale.
 
     `cpu` and `smoke` change counts only: experts, epochs, iterations, images, width, networks.
-    `smoke` makes at most 10 images a class and needs no data: it takes a bundled stand-in of the
-    recipe's channels, at most 32 px and 10 classes. No weights are published for that, so the
-    teacher is trained; a network from outside, which has no width, is a narrow ResNet-18 there.
+    `smoke` makes at most 10 images a class (100 if their number in all is given) and needs no data:
+    it takes a bundled stand-in of the recipe's channels, at most 32 px and 10 classes. No weights
+    are published for that, so the teacher is trained; a network from outside, which has no width,
+    is a narrow ResNet-18 there.
 
     Raises:
         InputError: for an unknown recipe or scale, or if the recipe's data are not given.
@@ -91,6 +94,8 @@ def from_recipe(name: str, *, data: str | None, scale: str = "full") -> Run:
     run = recipe.make(data)
     if scale == "smoke" and run.ipc is not None:
         run = dataclasses.replace(run, ipc=min(run.ipc, 10))
+    elif scale == "smoke" and (run.size or "").isdecimal():
+        run = dataclasses.replace(run, size=str(min(_wanted(run), 100)))
     return scaled(run, scale)
 
 

@@ -68,6 +68,7 @@ def _published(known: _Data) -> Published:
         kind=f"of a linear probe with 5 % of the labels; {one} ± {one_std} % with 1 %",
         verified=False,
         protocol="mkdt-parity",
+        labels="5%",
     )
 
 

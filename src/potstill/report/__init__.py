@@ -19,6 +19,7 @@ from potstill.report.table import (
     rich_table,
     text,
 )
+from potstill.report.variance import variance_plot
 
 __all__ = [
     "HEAD",
@@ -36,5 +37,6 @@ __all__ = [
     "rich_probes",
     "rich_table",
     "text",
+    "variance_plot",
     "windows_plot",
 ]

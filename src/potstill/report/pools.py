@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from potstill.core.errors import InputError
 from potstill.data import SpaceSpec, ZcaRef
-from potstill.experts import Pool
+from potstill.experts import TARGETS, Pool, targets_facts
 from potstill.nets import NetSpec, describe
 
 if TYPE_CHECKING:
@@ -80,7 +80,9 @@ def _training(pool: Pool, facts: dict[str, Any]) -> str:
         lr = f", lr {facts['lr']:g}" if isinstance(facts.get("lr"), float) else ""
         return f"imported, {_epochs(pool)} epochs{lr}"
     own, gsam = train.optimizer, train.sharpness
-    taught = type(train.pairs).__name__ if train.pairs else "KD" if train.loss == "mse" else ""
+    taught = type(train.pairs).__name__ if train.pairs else ""
+    if train.loss == "mse":
+        taught = _encoder(pool)
     parts = [
         *([taught] if taught else []),
         f"{train.epochs} epochs",
@@ -96,6 +98,17 @@ def _training(pool: Pool, facts: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
+def _encoder(pool: Pool) -> str:
+    """Return whose features the experts of a pool learn, as far as its store still has them."""
+    folder = pool.entries[0].folder.parents[1] / TARGETS / pool.spec.targets
+    try:
+        facts = targets_facts(folder)
+        scale = "" if facts["scale"] == "raw" else f" {facts['scale']}"
+        return f"KD of {facts['net']} {facts['encoder'][:8]}{scale}"
+    except (InputError, KeyError):
+        return "KD"
+
+
 def _epochs(pool: Pool) -> str:
     try:
         return str(pool.last_epoch())
@@ -109,6 +122,13 @@ def accuracy_text(facts: list[dict[str, Any]]) -> str:
     values = [100 * value for value in found if isinstance(value, float)]
     spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.1f}{spread}" if values else "-"
+
+
+def outcome_text(facts: list[dict[str, Any]]) -> str:
+    """Return what came out: the accuracy of experts of classes, the last loss of others."""
+    if (found := accuracy_text(facts)) != "-":
+        return f"validation accuracy {found} %"
+    return f"training loss {statistics.mean(fact['train_loss'][-1] for fact in facts):.4g}"
 
 
 def _ranges(numbers: list[int]) -> str:

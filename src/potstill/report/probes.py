@@ -124,4 +124,5 @@ def _short(names: Iterable[str]) -> dict[str, str]:
 
 
 def _measured(row: ProbeRow) -> str:
-    return f"{accuracy_text(row.mean, row.std)} ({100 * row.knn:.1f})"
+    near = "" if row.knn is None else f" ({100 * row.knn:.1f})"
+    return f"{accuracy_text(row.mean, row.std)}{near}"

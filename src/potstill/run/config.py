@@ -72,8 +72,8 @@ class Run:
     scale: str = "full"
     """full, or the smaller counts of `cpu` or `smoke`."""
     size: str | None = later(None)
-    """In place of ipc, for methods without classes (mkdt): distilled images in all, as a part of
-    the training images, 2%, or their number, 500."""
+    """In place of ipc, for methods without classes (mkdt, krr-st, subset-kd, mtt on views):
+    images in all, as a part of the training images, 2%, or their number, 500."""
 
     def __post_init__(self) -> None:
         if (self.ipc is None) == (self.size is None):

@@ -86,8 +86,8 @@ def _count(run: Run, data: DataSet) -> int:
         return _unlabelled(run, data)
     if run.ipc is None:
         raise InputError(
-            f"size {run.size!r} is for methods without classes (mkdt); {name_of(run.method)} "
-            "distils class by class: give ipc, images a class."
+            f"size {run.size!r} is for methods without classes (mkdt, krr-st, subset-kd, mtt on "
+            f"views); {name_of(run.method)} distils class by class: give ipc, images a class."
         )
     smallest = int(torch.bincount(data.train.labels, minlength=data.n_classes).argmin())
     count = int((data.train.labels == smallest).sum())

@@ -15,7 +15,6 @@ Source: Feng, Vedantam, Kempe, ICLR 2024 (arXiv 2311.07025), which plots norms o
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -29,12 +28,12 @@ from potstill.artefact import DistilledSet, Soft
 from potstill.core.errors import InputError
 from potstill.core.keys import generator
 from potstill.core.threads import using_threads
-from potstill.methods import Context, SynthBlock
+from potstill.methods import Context, SynthBlock, name_of
 from potstill.methods.boost import Boost
 from potstill.methods.outer import State, on_device
 from potstill.methods.ratbptt import RaTBPTT
 from potstill.methods.windows import Placed, Turn
-from potstill.studies.kept import Study
+from potstill.studies.kept import Study, finite, mean_text
 
 POSITION = "by position"
 HEAD = ("images of", "window", "start", "steps", "n", "gradient norm", "cosine of students")
@@ -59,7 +58,7 @@ def studied(name: str, method: Any, ctx: Context, s: DistilledSet | None) -> Stu
     """
     method = method.base if isinstance(method, Boost) else method
     if not isinstance(method, RaTBPTT):
-        kind = type(method).__name__.lower()
+        kind = name_of(method)
         raise InputError(f"{name} is a run of {kind}; windows are those of ratbptt (or boost).")
     if s is not None and s.blocks:
         each = [(block.stop - block.start) // len(s.classes) for block in s.blocks]
@@ -90,7 +89,7 @@ def windowed(method: Any, length: int | None, total: int | None) -> Any:
         return replace(method, base=windowed(method.base, length, total))
     window = getattr(method, "window", None)
     if window is None:
-        raise InputError(f"{type(method).__name__.lower()} has no window to be set.")
+        raise InputError(f"{name_of(method)} has no window to be set.")
     length = window.length if length is None else length
     total = window.total if total is None else total
     least = min(window.least, max(0, total - length))
@@ -148,7 +147,7 @@ def windows(
             cosine = _cosine(gradient, at(one, k, end)[1]) if place.start else 1.0
         row = {"of": one.name, "window": kind, "draw": k, **place._asdict(), "loss": loss}
         row |= {"norm": float(gradient.norm()), "cosine_to_whole": cosine}
-        rows.append({name: _finite(value) for name, value in row.items()})
+        rows.append({name: finite(value) for name, value in row.items()})
         gradients.append(gradient)
         on_done(done, len(jobs))
     return Study(rows=tuple(rows), table=(HEAD, *_summed(rows, gradients)))
@@ -189,11 +188,6 @@ def _cosine(a: Tensor, b: Tensor) -> float:
     return float(torch.dot(a / a.norm(), b / b.norm()))
 
 
-def _finite(value: Any) -> Any:
-    """Return a value as JSON has it: None for a number that is not finite."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _summed(rows: Sequence[dict[str, Any]], gradients: Sequence[Tensor]) -> list[tuple[str, ...]]:
     """Return a line for each window of each run: mean and standard deviation over students.
 
@@ -207,7 +201,7 @@ def _summed(rows: Sequence[dict[str, Any]], gradients: Sequence[Tensor]) -> list
     for (name, kind, _), members in groups.items():
         cosines = {(i, j): _cosine(gradients[i], gradients[j]) for i, j in combinations(members, 2)}
         for i in members:
-            rows[i]["cosine_of_students"] = _finite(
+            rows[i]["cosine_of_students"] = finite(
                 statistics.fmean(cosine for pair, cosine in cosines.items() if i in pair)
             )
         lines.append(
@@ -217,10 +211,10 @@ def _summed(rows: Sequence[dict[str, Any]], gradients: Sequence[Tensor]) -> list
                 _range(rows[i]["start"] for i in members),
                 _range(rows[i]["length"] for i in members),
                 str(len(members)),
-                _spread([rows[i]["norm"] for i in members], 3),
-                _spread(list(cosines.values()), 2),
-                _spread([rows[i]["cosine_to_whole"] for i in members], 2),
-                _spread([rows[i]["loss"] for i in members], 3),
+                mean_text([rows[i]["norm"] for i in members], 3),
+                mean_text(list(cosines.values()), 2),
+                mean_text([rows[i]["cosine_to_whole"] for i in members], 2),
+                mean_text([rows[i]["loss"] for i in members], 3),
             )
         )
     return lines
@@ -229,13 +223,3 @@ def _summed(rows: Sequence[dict[str, Any]], gradients: Sequence[Tensor]) -> list
 def _range(numbers: Any) -> str:
     low, *_, high = sorted(numbers)
     return str(low) if low == high else f"{low} to {high}"
-
-
-def _spread(values: Sequence[float | None], digits: int) -> str:
-    """Return mean ± standard deviation; "-" where there is none."""
-    known = [value for value in values if value is not None and math.isfinite(value)]
-    if not known:
-        return "-"
-    deviation = f" ± {statistics.stdev(known):.{digits}g}" if len(known) > 1 else ""
-    lost = f" ({len(values) - len(known)} not finite)" if len(known) < len(values) else ""
-    return f"{statistics.fmean(known):.{digits}g}{deviation}{lost}"

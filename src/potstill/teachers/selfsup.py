@@ -99,12 +99,14 @@ class SelfSupervised:
 
 
 MIXBT_CIFAR = SelfSupervised()
-"""mix-bt on CIFAR: networks resnet18-bn, normaliser cifar10@mixbt. Differs: the step size changes
-epoch by epoch, here and below."""
+"""mix-bt on CIFAR: network resnet18-bn, normaliser cifar10@mixbt. Differs: embeddings are not
+divided by their length before the loss, as they are there; the step size changes epoch by epoch,
+here and below."""
 MIXBT_TINY = replace(
     MIXBT_CIFAR, loss=BarlowTwins(lam=1 / 1024, mixup=4 / 1024), augment=views.MIXBT_TINY
 )
-"""mix-bt on Tiny-ImageNet; normaliser tiny@mixbt."""
+"""mix-bt on Tiny-ImageNet; normaliser tiny@mixbt. Differs: resnet18-bn has no max pooling, which
+the network has there."""
 SOLOLEARN_CIFAR = SelfSupervised(
     loss=BarlowTwins(lam=5e-3, scale=0.1, unbiased=False, eps=1e-5),
     head="sololearn",
@@ -128,7 +130,8 @@ SAS_CIFAR = SelfSupervised(
     warmup=0,
     augment=views.SAS,
 )
-"""SimCLR as in SAS on CIFAR; network resnet18-bn."""
+"""SimCLR as in SAS on CIFAR; network resnet18-bn. Differs: its convolutions begin as those of
+torch, not with normal weights by their outputs (fan-out)."""
 SAS_TINY = replace(SAS_CIFAR, lr=2e-3)
 """The same on Tiny-ImageNet."""
 TRAININGS = {

@@ -115,15 +115,36 @@ def encoded(encoder: Encoder, folder: Path, pixels: Pixels, *, compute: Compute)
     Raises:
         InputError: as `open_encoder`, or if there is no image.
     """
+    net = opened(encoder, folder)
+    return features_by(encoder, net, net.theta0.to(compute.device), pixels, compute=compute).cpu()
+
+
+def opened(encoder: Encoder, folder: Path) -> FlatNet:
+    """Return the encoder in a folder as a function of its weights; these are its `theta0`.
+
+    Raises:
+        InputError: as `open_encoder`.
+    """
     recipe = ("features", encoder.net, encoder.shape)
     own = encoder.net.name.startswith("module:")
-    net = FlatNet(open_encoder(encoder, folder), recipe=None if own else recipe)
-    found = predict(
+    return FlatNet(open_encoder(encoder, folder), recipe=None if own else recipe)
+
+
+def features_by(
+    encoder: Encoder, net: FlatNet, theta: Tensor, pixels: Pixels, *, compute: Compute
+) -> Tensor:
+    """Return the features [N, F], on theta's device, that an opened encoder gives of images.
+
+    The images are uint8, or floating in [0, 1]; they are normalised as the encoder's own.
+
+    Raises:
+        InputError: if there is no image.
+    """
+    return predict(
         net,
-        net.theta0.to(compute.device),
+        theta,
         pixels,
         batch=BATCHES[compute.device],
         prepare=encoder.space.forward,
         compute=compute,
     )
-    return found.cpu()

@@ -14,6 +14,7 @@ from potstill.core.spec import record
 from potstill.data import DataRef, DataSet, MeanStd, moved, reopen
 from potstill.engine import Watch
 from potstill.functional import TrainSpec, fit
+from potstill.functional.checks import check_pairs
 from potstill.functional.neighbours import knn_accuracy
 from potstill.functional.restoring import restoring
 from potstill.nets import HEADS, HeadSpec, NetSpec, filled, projected
@@ -53,9 +54,11 @@ def encoder_spec(
     """Return the spec of an encoder that is trained on some data.
 
     Raises:
-        InputError: if the network takes no head, or images have no colours that are augmented.
+        InputError: if the network takes no head, images have no colours that are augmented, or one
+            is alone in a batch of pairs.
     """
     shape, train, head = (data.channels, *data.size), training.spec, HEADS[training.head]
+    check_pairs(len(data.train), train)
     projected(net, head, channels=data.channels, size=data.size, seed=seed)
     own, second = (restoring(p, space, shape) for p in (train.augment, train.second))
     return EncoderSpec(
