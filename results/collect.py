@@ -72,8 +72,8 @@ def page() -> str:
             f"Commit {first['commit'][:10]}; {first['machine']}; distilled in "
             f"{seconds:.0f} CPU seconds (peak {peak:.0f} MiB); protocol "
             f"{', '.join(dict.fromkeys(row['protocol'] for row in rows))}.\n",
-            "| method, ipc or images | trained on | network | labels | accuracy % | 95 % interval | n | step "
-            "size | note |",
+            "| method, ipc or images | trained on | network | labels | accuracy % | 95 % interval "
+            "| n | step size | note |",
             "|---|---|---|---|---|---|---|---|---|",
             *map(line_of, rows),
         ]

@@ -208,7 +208,7 @@ def test_a_set_is_probed_by_its_own_recipe(store, tmp_path):
     names = ["distilled", "random, views", "balanced random, views", "no pre-training"]
     assert [row.name for row in found.rows] == names
     assert [row.lr for row in found.rows[:3]] == [s.recipe.lr] * 3
-    assert found.rows[0].note == found.rows[1].note == "trained on views, 3 steps"
+    assert found.rows[0].note == found.rows[1].note == "trained on views; 3 steps"
     assert not found.notes
     made = [from_json(entry.spec) for entry in store.entries(PRETRAINED)]
     (spec,) = (each for each in made if isinstance(each.what, DistilledViews))

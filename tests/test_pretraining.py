@@ -87,7 +87,7 @@ def test_a_row_is_what_a_plain_computation_gives(toy):
     assert found.row("distilled").accuracies == (rows["distilled"],)
     assert found.row(NONE).accuracies == (rows[NONE],)
     assert found.row(NONE).lr is None
-    assert found.row(RANDOM[0]).note == "best of 3 step sizes"
+    assert found.row(RANDOM[0]).note == "8 steps; best of 3 step sizes"
 
 
 def test_the_encoder_in_the_store_is_that_of_pretrain(toy):
@@ -180,7 +180,7 @@ def test_views_of_random_images_are_trained_on_directly(toy):
     options = {"data": data, "labels": ["50%"], "seeds": 2, "store": store}
     found = evaluate_pretraining(s, **options, direct=direct)
     row = found.row("random, Barlow Twins")
-    assert row.note == "trained on views, 3 steps"
+    assert row.note == "trained on views; 3 steps"
     weights = [load_tree(e.folder / "encoder.safetensors") for e in store.entries("pretrained")]
     kinds = [from_json(entry.spec) for entry in store.entries("pretrained")]
     own = [(k.what, w) for k, w in zip(kinds, weights, strict=True) if k.seed == 0]
@@ -247,10 +247,10 @@ def test_a_set_of_real_images_chooses_its_step_as_the_others_do(toy):
     beside = [Beside(name="real", sets=(real,))]
     found = evaluate_pretraining(s, **options, beside=beside)
     assert found.row("real").note.endswith("best of 4 step sizes")  # its own, too
-    assert found.row(RANDOM[0]).note == "best of 3 step sizes"
+    assert found.row(RANDOM[0]).note == "8 steps; best of 3 step sizes"
     found = evaluate_pretraining(real, **options)
     assert found.row("distilled").note.endswith("best of 3 step sizes")
-    assert found.row(RANDOM[0]).note == "best of 3 step sizes"
+    assert found.row(RANDOM[0]).note == "8 steps; best of 3 step sizes"
     found = evaluate_pretraining(s, **options, beside=beside, protocol="mkdt-parity")
     assert [row.lr for row in found.rows] == [0.05, 0.1, 0.1, 0.1, None]
 
@@ -261,7 +261,7 @@ def test_training_that_diverges_is_told_and_not_chosen(toy):
     options = {"data": data, "labels": ["50%"], "seeds": 1, "store": store}
     found = evaluate_pretraining(wild, **options)
     assert found.row("distilled").mean == 0
-    assert found.row("distilled").note == "1 of 1 diverged and count as 0"
+    assert found.row("distilled").note == "8 steps; 1 of 1 diverged and count as 0"
     assert found.row(RANDOM[0]).lr in (0.1, 1.0)
 
 

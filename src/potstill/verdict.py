@@ -74,7 +74,7 @@ def _of_probe(
     draw = row["protocol"] == protocol
     other = [] if draw else ["labels were drawn class by class, so that no class is left out"]
     if wanted not in (None, row["labels"]):
-        other = [f"probes were given {given}, not {wanted} of all labels"]
+        other += [f"probes were given {given}, not {wanted} of all labels"]
     return row, f" with {given}", other
 
 

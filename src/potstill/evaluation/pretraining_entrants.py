@@ -37,6 +37,7 @@ RANDOM = ("random, targets", "balanced random, targets")
 """Real images as many as the set has: of all training images, and as many of each class."""
 VIEWED = ("random, views", "balanced random, views")
 """The same beside a set whose views are learned, by its recipe."""
+ON_VIEWS = "trained on views"
 LEFT_OUT = (
     "random real images with targets are not shown: the targets of the set's encoder are not in "
     "the store"
@@ -164,7 +165,7 @@ def entrants_of(
                 outputs=DIRECT_HEAD.widths[-1],
                 count=count,
                 nbytes=_pixel_bytes(data, count),
-                note=_on_views(direct, count),
+                note=ON_VIEWS,
             )
         )
     nothing = Entrant(name=NONE, what=(Untrained(),), trains=(None,), outputs=width, count=0)
@@ -183,7 +184,7 @@ def _of_real(
     even = budgets([len(data.train)] * data.n_classes, len(s))
     same = [random_real(data.train, even, seed=seed) for seed in range(rules.seeds)]
     names, trains, found = VIEWED, (rules.train_spec(s.recipe),), []
-    nbytes, note = _pixel_bytes(data, len(s)), _on_views(trains[0], len(s))
+    nbytes, note = _pixel_bytes(data, len(s)), ON_VIEWS
     if targets is not None:
         names, trains, note = RANDOM, rules.real_specs(s.recipe), ""
         nbytes |= {"targets": 2 * width * len(s)}
@@ -197,11 +198,6 @@ def _of_real(
         given = {"outputs": width, "count": len(s), "nbytes": nbytes, "note": note}
         found.append(Entrant(name=name, what=what, trains=trains, **given))
     return found
-
-
-def _on_views(train: TrainSpec, count: int) -> str:
-    steps = train.steps(count)
-    return f"trained on views, {steps:,} step{'' if steps == 1 else 's'}"
 
 
 def _of_sets(item: Beside, rules: ProbeRules, lr: float) -> Entrant:
@@ -221,7 +217,7 @@ def _of_sets(item: Beside, rules: ProbeRules, lr: float) -> Entrant:
     else:
         width = VIEWS_HEAD.widths[-1]
         what = tuple(DistilledViews(digest=set_digest(x), head=VIEWS_HEAD) for x in item.sets)
-        notes.append(_on_views(trains[0], len(s)))
+        notes.append(ON_VIEWS)
     return Entrant(
         name=item.name,
         what=what,

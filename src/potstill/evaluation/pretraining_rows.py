@@ -45,11 +45,12 @@ def _row(
 ) -> ProbeRow:
     """Return the row of some networks on one data set with one label budget."""
     rules, first = asked.rules, group[0]
+    steps = 0 if first.train is None else first.train.steps(item.count)
     lines = [probe["budgets"][k] for probe in probes]
     accuracies = tuple(line["test"] for line in lines)
     mean, std, ci95 = spread(accuracies, ddof=rules.ddof)
     diverged = sum(probe["diverged"] for probe in probes)
-    notes = [item.note]
+    notes = [item.note, f"{steps:,} step{'' if steps == 1 else 's'}" if steps else ""]
     notes.append(f"best of {len(item.trains)} step sizes" if len(item.trains) > 1 else "")
     notes.append(f"{diverged} of {len(group)} diverged and count as 0" if diverged else "")
     val, near = ([line[name] for line in lines if name in line] for name in ("val", "knn"))
