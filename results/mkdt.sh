@@ -3,7 +3,7 @@
 # Twins, 20 epochs), 500 images for a ConvNet-3 of width 32 by MKDT, by KRR-ST (on its own kind of
 # network) and by choice of real images; probes of networks that were pre-trained on them, on random
 # images, by Barlow Twins on random images and not at all, on CIFAR-10 and on Tiny-ImageNet.
-# usage: results/mkdt.sh [PART...]        (mkdt subsets krr probes; default: all)
+# usage: results/mkdt.sh [PART...]        (mkdt subsets krr probes equal; default: all)
 set -euo pipefail
 export CIFAR=${CIFAR:-parquet:../shared/data/cifar10}
 export TINY=${TINY:-parquet:../shared/data/tiny-imagenet}
@@ -41,6 +41,11 @@ probes() {
         runs/sas-released
 }
 
-for part in "${@:-mkdt subsets krr probes}"; do
+equal() {  # all sets trained as long as KRR-ST's own is: 1,000 epochs
+    potstill probe runs/mkdt --protocol krr-st --labels 1% 5% --threads 1 --transfer "$TINY" \
+        --beside runs/krr-st runs/high-loss --out runs/equal
+}
+
+for part in "${@:-mkdt subsets krr probes equal}"; do
     for name in $part; do SECONDS=0; $name; echo "$name took $SECONDS s"; done
 done

@@ -23,7 +23,7 @@ from potstill.core.errors import InputError
 from potstill.core.files import locked, write_json
 from potstill.core.log import Metrics, Quiet
 from potstill.core.spec import canonical
-from potstill.core.state import load_tree
+from potstill.core.state import load_tree, save_tree
 from potstill.evaluation import evaluate
 from potstill.experts import ExpertPlan
 from potstill.methods.mtt import MTT
@@ -347,6 +347,18 @@ def test_a_spoilt_checkpoint_is_refused_and_can_be_removed(tmp_path, whole, monk
     checkpoint.unlink()
     resume(out)
     same(out, whole[0])
+
+
+def test_outer_steps_do_not_go_on_with_other_experts(tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    checkpoint = half_way(out, monkeypatch, tiny())
+    saved = load_tree(checkpoint)
+    (name,) = json.loads(saved["rests"])
+    save_tree(checkpoint, {**saved, "rests": json.dumps({name: ["another"]})})
+    with pytest.raises(InputError, match="experts are no longer those that this run began with"):
+        resume(out)
+    save_tree(checkpoint, saved)
+    resume(out)
 
 
 def test_a_spoilt_expert_is_refused_and_can_be_removed(tmp_path, whole, monkeypatch):

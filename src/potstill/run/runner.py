@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from collections.abc import Callable
 from functools import partial
@@ -172,7 +173,8 @@ def _loop(
 ) -> DistilledSet:
     """Take the outer steps from the last checkpoint on and return the chosen set."""
     file = out / "state" / "checkpoint.safetensors"
-    saved = _restored(file) if file.exists() else None
+    rests = {name: [folder.name for folder in folders] for name, folders in ctx.done.items()}
+    saved = _restored(file, rests) if file.exists() else None
     begin, end, of = loop.first, loop.first + loop.steps, f" of {loop.stage}" if loop.stage else ""
     if saved is not None and saved[0] == loop.stage:
         _, it, state, best = saved
@@ -186,7 +188,8 @@ def _loop(
 
     def checkpoint() -> None:
         metrics.sync()
-        save_tree(file, {"stage": loop.stage, "it": it, "state": state, "best": best})
+        known = {"stage": loop.stage, "it": it, "state": state, "best": best}
+        save_tree(file, {**known, "rests": canonical(rests)})
         spent.save()
 
     saved_at = time.monotonic()
@@ -218,16 +221,29 @@ def _loop(
     return dataclasses.replace(chosen, origin=origin)
 
 
-def _restored(file: Path) -> tuple[str, int, Any, dict[str, Any] | None]:
-    """Return stage, outer step, state and best candidate of a checkpoint."""
+def _restored(
+    file: Path, rests: dict[str, list[str]]
+) -> tuple[str, int, Any, dict[str, Any] | None]:
+    """Return stage, outer step, state and best candidate of a checkpoint.
+
+    Refuse a file that cannot be read, or steps that rest on other finished tasks than `rests`.
+    """
     try:
         saved = load_tree(file)
-        return saved.get("stage", ""), saved["it"], saved["state"], saved["best"]
-    except (InputError, KeyError, TypeError) as error:
+        found = saved.get("stage", ""), saved["it"], saved["state"], saved["best"]
+        before = json.loads(saved.get("rests", "{}"))
+        other = [name for name, folders in before.items() if rests.get(name) != folders]
+    except (InputError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
             f"The checkpoint cannot be read ({error}) Remove {file} to begin the outer steps "
             "anew; the experts are kept."
         ) from error
+    if other:
+        raise InputError(
+            f"The {other[0]} are no longer those that this run began with: bring back the files "
+            f"that they were made of, or remove {file} to begin the outer steps anew."
+        )
+    return found
 
 
 def _is_mark(run: Run, it: int, last: int) -> bool:
