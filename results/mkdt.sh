@@ -42,8 +42,8 @@ probes() {
 }
 
 equal() {  # all sets trained as long as KRR-ST's own is: 1,000 epochs
-    potstill probe runs/mkdt --protocol krr-st --labels 1% 5% --threads 1 --transfer "$TINY" \
-        --beside runs/krr-st runs/high-loss --out runs/equal
+    potstill probe runs/mkdt --protocol krr-st --labels 1% 5% --threads 1 --engine processes \
+        --workers 2 --transfer "$TINY" --beside runs/krr-st runs/high-loss --out runs/equal
 }
 
 for part in "${@:-mkdt subsets krr probes equal}"; do
