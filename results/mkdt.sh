@@ -36,8 +36,8 @@ krr() {  # few steps, so young networks and a large step size
 }
 
 probes() {
-    potstill probe runs/mkdt --seeds 3 --threads 1 --engine processes --workers 2 --transfer "$TINY" --direct bt --out runs/probes \
-        --beside runs/krr-st runs/high-loss runs/high-loss-balanced runs/sas runs/sas-clusters \
+    potstill probe runs/mkdt --seeds 3 --threads 1 --engine processes --workers 2 \
+        --transfer "$TINY" --direct bt --out runs/probes --beside runs/krr-st runs/high-loss runs/high-loss-balanced runs/sas runs/sas-clusters \
         runs/sas-released
 }
 

@@ -63,7 +63,8 @@ def with_bias(features: Tensor) -> Tensor:
 def _solved(kernel: Tensor, y: Tensor, lam: float, double: bool) -> Tensor:
     """Return (kernel + lam trace(kernel) I)^-1 y in the dtype of y."""
     matrix = kernel.double() if double else kernel
-    ridged = matrix + lam * matrix.detach().trace() * torch.eye(len(matrix)).to(matrix)
+    one = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+    ridged = matrix + lam * matrix.detach().trace() * one
     root, info = torch.linalg.cholesky_ex(ridged)
     if bool(info) or not bool(root.diagonal().isfinite().all()):
         raise InputError(
