@@ -37,8 +37,8 @@ krr() {  # few steps, so young networks and a large step size
 
 probes() {
     potstill probe runs/mkdt --seeds 3 --threads 1 --engine processes --workers 2 \
-        --transfer "$TINY" --direct bt --out runs/probes --beside runs/krr-st runs/high-loss runs/high-loss-balanced runs/sas runs/sas-clusters \
-        runs/sas-released
+        --transfer "$TINY" --direct bt --out runs/probes --beside runs/krr-st runs/high-loss \
+        runs/high-loss-balanced runs/sas runs/sas-clusters runs/sas-released
 }
 
 equal() {  # all sets trained as long as KRR-ST's own is: 1,000 epochs
