@@ -1,6 +1,7 @@
 """Keep the rows of a finished run in results/ and write the page of results anew.
 
-usage: python results/collect.py NAME "COMMAND" RUN...        (in a clean checkout)
+usage: python results/collect.py NAME "COMMAND" RUN...        (in a clean checkout; of a study
+studies/NAME and its folder)
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ def collect(runs: list[Path], name: str, command: str) -> None:
 
 
 def rows_of(run: Path) -> list[dict]:
-    """Return the rows of a run with its cost and configuration."""
+    """Return the rows of a run with its cost and configuration, or those of a study as they are."""
+    if (study := run / "rows.jsonl").exists():
+        return [json.loads(line) for line in study.read_text().splitlines()]
     config = json.loads((run / "config.json").read_text())
     cost = json.loads(json.loads((run / "distilled" / "set.json").read_text())["origin"]["cost"])
     rows = [json.loads(line) for line in (run / "eval.jsonl").read_text().splitlines()]
